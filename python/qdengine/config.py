@@ -1,0 +1,104 @@
+"""Options of the engine and the shape of a model, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError, UnsupportedModelError
+
+FAMILIES = ("llama", "gpt2")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine spends memory and time.
+
+    kv_bytes: memory for keys and values, in bytes.
+    block_tokens: tokens of one block of that memory; documents are shared in whole blocks.
+    max_sequences: most sequences in one step.
+    max_step_tokens: most tokens in one step: prefill chunks, drafts and plain decode together.
+    max_new_tokens, lookahead: what a request means that does not say.
+    """
+
+    kv_bytes: int = 1 << 30
+    block_tokens: int = 16
+    max_sequences: int = 64
+    max_step_tokens: int = 1024
+    max_new_tokens: int = 96
+    lookahead: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("kv_bytes", 1),
+            ("block_tokens", 1),
+            ("max_sequences", 1),
+            ("max_step_tokens", 1),
+            ("max_new_tokens", 1),
+            ("lookahead", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be an int of at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3 frequency scaling (arXiv 2407.21783; `rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a decoder-only model, in the letters of the design: V E F L H G D.
+
+    family: "llama" (RMS norm, rotary positions, gated SiLU) or "gpt2" (layer norm, learned positions, GELU).
+    qkv_bias: biases on q, k and v; qk_norm: RMS norm of each head of q and k before rotation.
+    tied_head: the head is the embedding matrix.
+    """
+
+    family: str
+    vocab_size: int
+    width: int
+    ffn_width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    max_positions: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_head: bool = True
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UnsupportedModelError(f"model family {self.family!r}; qdengine has {', '.join(FAMILIES)}")
+        for name in (
+            "vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_width", "max_positions",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"ModelConfig.{name} is {value!r}; it must be a positive int")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_width % 2 and self.family == "llama":
+            raise ConfigError(f"head_width is {self.head_width}; rotary positions need an even one")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Inverse of `dataclasses.asdict`. Raises `ConfigError` for a missing or unknown key."""
+        data = dict(data)
+        try:
+            if data.get("rope_scaling") is not None:
+                data["rope_scaling"] = RopeScaling(**data["rope_scaling"])
+            return cls(**data)
+        except TypeError as error:
+            raise ConfigError(f"architecture: {error}") from None

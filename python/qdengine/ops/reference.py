@@ -1,0 +1,216 @@
+"""The contract of every op, in plain torch. Other backends have the same names and signatures and are tested against this.
+
+Outputs come first and are written in place; nothing is returned. Dimension letters: T tokens, S sequences, R rows of
+logits, E width, F ffn width, H query heads, G kv heads, D head width, V vocabulary, N blocks, P tokens per block,
+B blocks per sequence, C tokens a sequence may have, K drafted tokens at most. Floating tensors are float32, bfloat16 or
+float16, all of one dtype in a call unless said otherwise; arithmetic is at least float32 (float64 for float64 inputs:
+the truth that tests compare with). Index tensors are int32. The last dimension of every tensor is contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_MATCH = 32
+"""Matches longer than this count as this long in `ngram_propose`, so that a scan is O(C) for any text."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight (arXiv 1910.07467). out, x: [T, E]; weight: [E]."""
+    wide = _wide(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    out.copy_(wide * scale * _wide(weight))
+
+
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """out[t] = (x[t] - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450). out, x: [T, E]; weight, bias: [E]."""
+    wide = _wide(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    out.copy_(centred * scale * _wide(weight) + _wide(bias))
+
+
+def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """residual += x (rounded to its dtype), then out = rms_norm(residual). out, residual, x: [T, E]; weight: [E]."""
+    residual.add_(x)
+    rms_norm(out, residual, weight, eps)
+
+
+def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """residual += x (rounded to its dtype), then out = layer_norm(residual). out, residual, x: [T, E]; weight, bias: [E]."""
+    residual.add_(x)
+    layer_norm(out, residual, weight, bias, eps)
+
+
+def silu_mul(out: Tensor, gate_up: Tensor) -> None:
+    """out = silu(gate) * up with gate, up = the halves of gate_up (arXiv 2002.05202). out: [T, F]; gate_up: [T, 2F]."""
+    gate, up = _wide(gate_up).chunk(2, -1)
+    out.copy_(gate * torch.sigmoid(gate) * up)
+
+
+def gelu(out: Tensor, x: Tensor) -> None:
+    """out = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): GPT-2's GELU (arXiv 1606.08415). out, x: [T, F]."""
+    wide = _wide(x)
+    out.copy_(0.5 * wide * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3))))
+
+
+def rope_append(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+) -> None:
+    """Normalise and rotate q and k of every token, write q, and append k and v to the paged cache.
+
+    q: [T, H, D] out; k_cache, v_cache: [N, P, G, D] out; qkv: [T, (H + 2G) D], the heads of q, then of k, then of v.
+    positions: int32 [T]; slots: int32 [T], block * P + place, or -1 for "do not append".
+    cos, sin: float32 [C, D/2] (float64 in float64 calls), rows by position; None for no rotation (learned positions).
+    The pairs rotated are (i, i + D/2), as in Llama and Qwen checkpoints (arXiv 2104.09864).
+    q_weight, k_weight: [D], an RMS norm of each head with eps before the rotation (Qwen 3); None for none.
+    """
+    tokens, heads, width = q.shape
+    kv_heads = k_cache.shape[2]
+    parts = qkv.view(tokens, heads + 2 * kv_heads, width)
+    query, key, value = parts.split([heads, kv_heads, kv_heads], 1)
+    query, key = _wide(query), _wide(key)
+    if q_weight is not None and k_weight is not None:
+        query = query * torch.rsqrt(query.square().mean(-1, keepdim=True) + eps) * _wide(q_weight)
+        key = key * torch.rsqrt(key.square().mean(-1, keepdim=True) + eps) * _wide(k_weight)
+    if cos is not None and sin is not None:
+        c, s = cos[positions.long()].unsqueeze(1), sin[positions.long()].unsqueeze(1)
+        query, key = _rotate(query, c, s), _rotate(key, c, s)
+    q.copy_(query)
+    kept = slots >= 0
+    where = slots[kept].long()
+    k_cache.view(-1, kv_heads, width)[where] = key[kept].to(k_cache.dtype)
+    v_cache.view(-1, kv_heads, width)[where] = value[kept].to(v_cache.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+
+def paged_attention(
+    out: Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lens: Tensor,
+    q_indptr: Tensor,
+    scale: float,
+) -> None:
+    """Causal attention of the new tokens of every sequence over its paged keys and values: prefill, decode, verification.
+
+    out, q: [T, H, D]; k_cache, v_cache: [N, P, G, D]; query head h reads kv head h // (H / G).
+    block_tables: int32 [S, B], block ids in order; entries past ceil(kv_lens / P) are never read.
+    kv_lens: int32 [S], tokens of each sequence including the new ones; q_indptr: int32 [S + 1], rows of sequence s are
+    q_indptr[s] to q_indptr[s + 1]. Row i of n new ones has position kv_len - n + i and sees the positions up to its own.
+    """
+    group = q.shape[1] // k_cache.shape[2]
+    size = k_cache.shape[1]
+    bounds = q_indptr.tolist()
+    for s, length in enumerate(kv_lens.tolist()):
+        begin, end = bounds[s], bounds[s + 1]
+        if begin == end:
+            continue
+        blocks = block_tables[s, : -(-length // size)].long()
+        key = _wide(k_cache[blocks].flatten(0, 1)[:length]).repeat_interleave(group, 1)
+        value = _wide(v_cache[blocks].flatten(0, 1)[:length]).repeat_interleave(group, 1)
+        scores = torch.einsum("qhd,khd->hqk", _wide(q[begin:end]), key) * scale
+        position = torch.arange(length - (end - begin), length, device=q.device).unsqueeze(1)
+        scores.masked_fill_(torch.arange(length, device=q.device) > position, -math.inf)
+        out[begin:end] = torch.einsum("hqk,khd->qhd", torch.softmax(scores, -1), value).to(out.dtype)
+
+
+def greedy_argmax(out: Tensor, logits: Tensor) -> None:
+    """out[r] = the lowest id with the highest logit; NaN is below everything. out: int32 [R]; logits: [R, V]."""
+    clean = torch.where(logits.isnan(), -math.inf, logits)
+    # torch.max does not promise which of several maxima it returns.
+    best = clean == clean.amax(-1, keepdim=True)
+    out.copy_(best.to(torch.int8).argmax(-1))
+
+
+def ngram_propose(
+    drafts: Tensor,
+    draft_lens: Tensor,
+    tokens: Tensor,
+    ranks: Tensor,
+    bounds: Tensor,
+    limits: Tensor,
+) -> None:
+    """Draft what follows the longest match of the recent output in the document and in the output itself.
+
+    drafts: int32 [S, K] out (entries past draft_lens are left as they are); draft_lens: int32 [S] out.
+    tokens: int32 [S, C], prompt and output of each sequence. bounds: int32 [S, 4]: document begin, document end, output
+    begin, length. limits: int32 [S], most tokens to draft, cut to K.
+    ranks: int32 [S, C], for tokens of the document: 2 * (overlap of the token's sentence with the query) + (1 where a
+    sentence starts).
+
+    A candidate is a place e whose m tokens before it equal the last m of the output, m as large as possible up to
+    MAX_MATCH, all of them in the document (begin < e < document end) or all in the output. Longest first; ties go to a
+    match that begins at a sentence start, then to the higher overlap there, then to the latest e. An output that is
+    still empty matches every sentence start with m = 0; otherwise m is at least 1. The draft is the tokens from e to the
+    end of the document, or of the output, up to the limit.
+    """
+    for s in range(tokens.shape[0]):
+        row, rank = tokens[s].tolist(), ranks[s].tolist()
+        limit = max(0, min(int(limits[s]), drafts.shape[1]))
+        begin, end = _match(row, rank, *bounds[s].tolist())
+        found = row[begin : min(end, begin + limit)]
+        drafts[s, : len(found)] = torch.tensor(found, dtype=torch.int32, device=drafts.device)
+        draft_lens[s] = len(found)
+
+
+def _match(row: list[int], rank: list[int], doc_begin: int, doc_end: int, out_begin: int, length: int) -> tuple[int, int]:
+    """Where the best continuation begins, and where its region ends; (0, 0) for none."""
+    best, place = (-1, 0, 0, 0), (0, 0)
+    most = min(length - out_begin, MAX_MATCH)
+    for low, high, in_document in ((doc_begin, doc_end, True), (out_begin, length, False)):
+        for e in range(low, high):
+            m = 0
+            while m < most and e - m > low and row[e - 1 - m] == row[length - 1 - m]:
+                m += 1
+            here = rank[e - m] if in_document else 0
+            if m == 0 and (most > 0 or not here & 1):
+                continue
+            score = (m, here & 1, here >> 1, e)
+            if score > best:
+                best, place = score, (e, high)
+    return place
+
+
+def verify_draft(
+    out: Tensor, out_lens: Tensor, drafts: Tensor, draft_lens: Tensor, sampled: Tensor, row_indptr: Tensor
+) -> None:
+    """Keep the longest prefix of each draft that the model would have written, and the model's next token after it.
+
+    out: int32 [S, K + 1] (entries past out_lens are left as they are); out_lens: int32 [S], accepted + 1, or 0 for a
+    sequence without rows. drafts: int32 [S, K]; draft_lens: int32 [S]; sampled: int32 [R], the model's token after each
+    row. row_indptr: int32 [S + 1]: sequence s has draft_lens[s] + 1 rows (the last known token, then the draft), or none.
+    """
+    bounds = row_indptr.tolist()
+    for s in range(drafts.shape[0]):
+        rows = sampled[bounds[s] : bounds[s + 1]].tolist()
+        draft = drafts[s, : int(draft_lens[s])].tolist()
+        accepted = 0
+        while rows and accepted < len(draft) and rows[accepted] == draft[accepted]:
+            accepted += 1
+        count = accepted + 1 if rows else 0
+        out[s, :count] = torch.tensor(rows[:count], dtype=torch.int32, device=out.device)
+        out_lens[s] = count
