@@ -1,0 +1,54 @@
+// The only place with pybind11. The ops release the GIL: arguments are views whose owners the caller holds.
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "qdengine/kernels.h"
+#include "qdengine/ops.h"
+#include "tensor_caster.h"
+
+namespace py = pybind11;
+namespace ops = qdengine::ops;
+
+namespace qdengine {
+std::vector<const char*> cpu_isas();
+}
+
+static py::dict build_info() {
+  py::dict info;
+  info["version"] = QDENGINE_VERSION;
+  info["isas"] = qdengine::cpu_isas();
+  info["isa"] = qdengine::cpu_kernels().isa;
+  info["cuda"] = qdengine::cuda_kernels() != nullptr;
+  py::list archs;
+#ifdef QDENGINE_WITH_CUDA
+  for (py::handle arch : py::str(QDENGINE_CUDA_ARCHS).attr("split")(",")) archs.append(arch);
+#endif
+  info["cuda_archs"] = archs;
+  return info;
+}
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "qdengine's compiled ops; the contract is qdengine.ops.reference.";
+  const auto free_gil = py::call_guard<py::gil_scoped_release>();
+  m.def("build_info", &build_info, "Version, CPU instruction sets built and resolved, CUDA architectures built.");
+  m.def("rms_norm", &ops::rms_norm, py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("eps"), free_gil);
+  m.def("layer_norm", &ops::layer_norm, py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+        free_gil);
+  m.def("add_rms_norm", &ops::add_rms_norm, py::arg("out"), py::arg("residual"), py::arg("x"), py::arg("weight"),
+        py::arg("eps"), free_gil);
+  m.def("add_layer_norm", &ops::add_layer_norm, py::arg("out"), py::arg("residual"), py::arg("x"), py::arg("weight"),
+        py::arg("bias"), py::arg("eps"), free_gil);
+  m.def("silu_mul", &ops::silu_mul, py::arg("out"), py::arg("gate_up"), free_gil);
+  m.def("gelu", &ops::gelu, py::arg("out"), py::arg("x"), free_gil);
+  m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("qkv"),
+        py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("q_weight"), py::arg("k_weight"),
+        py::arg("eps"), free_gil);
+  m.def("paged_attention", &ops::paged_attention, py::arg("out"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"),
+        py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_indptr"), py::arg("scale"), free_gil);
+  m.def("greedy_argmax", &ops::greedy_argmax, py::arg("out"), py::arg("logits"), free_gil);
+  m.def("ngram_propose", &ops::ngram_propose, py::arg("drafts"), py::arg("draft_lens"), py::arg("tokens"),
+        py::arg("ranks"), py::arg("bounds"), py::arg("limits"), free_gil);
+  m.def("verify_draft", &ops::verify_draft, py::arg("out"), py::arg("out_lens"), py::arg("drafts"), py::arg("draft_lens"),
+        py::arg("sampled"), py::arg("row_indptr"), free_gil);
+}

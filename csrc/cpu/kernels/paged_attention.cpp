@@ -1,0 +1,183 @@
+// paged_attention: softmax(q k^T scale) v, one pass over the keys with a running maximum (arXiv 2205.14135).
+//
+// A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that a
+// tile of 64 keys is gathered from its blocks, widened to float32 and transposed once for all of its rows (96 rows for 32 tokens
+// of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill,
+// by the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, so a row's result does not
+// depend on the batch, on how the prompt was cut into chunks, or on the thread.
+#include "simd.h"
+
+namespace qdengine::QDENGINE_ISA {
+namespace {
+
+#if defined(QDENGINE_ISA_avx512)
+constexpr int kRows = 6, kCols = 4;
+#elif defined(QDENGINE_ISA_avx2)
+constexpr int kRows = 2, kCols = 2;
+#else
+constexpr int kRows = 1, kCols = 2;
+#endif
+constexpr int64_t kKeys = 64, kTokenTile = 32, kMaxHeadWidth = 512, kMaxGroup = 16;
+constexpr int64_t kMaxRows = kTokenTile * kMaxGroup;
+
+// c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
+template <int R, int C>
+inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth) {
+  Vec acc[R][C];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < C; ++j) acc[r][j] = load(c + r * ldc + j * kLanes);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec column[C];
+    for (int j = 0; j < C; ++j) column[j] = load(b + k * ldb + j * kLanes);
+    for (int r = 0; r < R; ++r) {
+      for (int j = 0; j < C; ++j) acc[r][j] += column[j] * a[r * lda + k];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < C; ++j) store(c + r * ldc + j * kLanes, acc[r][j]);
+  }
+}
+
+// c[rows][cols] += a b, cols a multiple of 16.
+void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t cols,
+                  int64_t depth) {
+  int64_t j = 0;
+  for (; j + kCols * kLanes <= cols; j += kCols * kLanes) {
+    int64_t r = 0;
+    for (; r + kRows <= rows; r += kRows) block<kRows, kCols>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
+    for (; r < rows; ++r) block<1, kCols>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
+  }
+  for (; j < cols; j += kLanes) {
+    for (int64_t r = 0; r < rows; ++r) block<1, 1>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
+  }
+}
+
+inline int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
+
+struct Scratch {
+  float q[kMaxRows * kMaxHeadWidth], out[kMaxRows * kMaxHeadWidth];
+  float scores[kMaxRows * kKeys];
+  float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
+  float v[kKeys * kMaxHeadWidth];
+  float top[kMaxRows], total[kMaxRows];
+};
+
+// Per thread, allocated once: 3.5 MiB, of which a common shape touches a few hundred KiB.
+Scratch& scratch() {
+  static thread_local Scratch* buffers = new Scratch;
+  return *buffers;
+}
+
+template <class T>
+struct Item {
+  const AttentionArgs& a;
+  int64_t sequence, kv_head, first, tokens;  // rows of q: [first, first + tokens)
+  int64_t position;                          // of the first token
+
+  int64_t group() const { return a.heads / a.kv_heads; }
+  int64_t rows() const { return tokens * group(); }
+  int64_t head_offset(int64_t row) const { return (kv_head * group() + row % group()) * a.head_width; }
+
+  // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
+  void gather(Scratch& s, int64_t begin, int64_t end) const {
+    const int64_t d = a.head_width, ld = padded(d);
+    for (int64_t j = 0; j < kKeys; ++j) {
+      const bool live = begin + j < end;
+      int64_t slot = 0;
+      if (live) {
+        const int64_t at = begin + j;
+        slot = a.block_tables[sequence * a.table_stride + at / a.block_tokens] * a.block_tokens + at % a.block_tokens;
+      }
+      const T* key = static_cast<const T*>(a.k_cache) + (slot * a.kv_heads + kv_head) * d;
+      const T* value = static_cast<const T*>(a.v_cache) + (slot * a.kv_heads + kv_head) * d;
+      for (int64_t i = 0; i < d; ++i) s.k[i * kKeys + j] = live ? load1(key + i) : 0.0f;
+      for (int64_t i = 0; i < ld; ++i) s.v[j * ld + i] = live && i < d ? load1(value + i) : 0.0f;
+    }
+  }
+
+  // Scores of one row to weights; `seen` keys of the tile are visible to it.
+  void soften(Scratch& s, int64_t row, int64_t seen) const {
+    float* x = s.scores + row * kKeys;
+    const int64_t ld = padded(a.head_width);
+    Vec best = splat(s.top[row]);
+    for (int64_t j = 0; j < kKeys; j += kLanes) {
+      Vec y = load(x + j) * a.scale;
+      for (int i = 0; seen < j + kLanes && i < kLanes; ++i) y[i] = j + i < seen ? y[i] : -__builtin_inff();
+      store(x + j, y);
+      best = vmax(best, y);
+    }
+    const float top = max(best);
+    const float decay = exp(splat(s.top[row] - top))[0];
+    Vec total = {};
+    for (int64_t j = 0; j < kKeys; j += kLanes) {
+      const Vec weight = exp(load(x + j) - top);
+      store(x + j, weight);
+      total += weight;
+    }
+    s.top[row] = top;
+    s.total[row] = s.total[row] * decay + sum(total);
+    float* out = s.out + row * ld;
+    for (int64_t i = 0; i < ld; i += kLanes) store(out + i, load(out + i) * decay);
+  }
+
+  void run() const {
+    Scratch& s = scratch();
+    const int64_t d = a.head_width, ld = padded(d), n = rows();
+    for (int64_t row = 0; row < n; ++row) {
+      const T* q = static_cast<const T*>(a.q) + (first + row / group()) * a.q_stride + head_offset(row);
+      for (int64_t i = 0; i < d; ++i) s.q[row * d + i] = load1(q + i);
+      for (int64_t i = 0; i < ld; ++i) s.out[row * ld + i] = 0.0f;
+      s.top[row] = -__builtin_inff();
+      s.total[row] = 0.0f;
+    }
+    const int64_t length = position + tokens;
+    for (int64_t begin = 0; begin < length; begin += kKeys) {
+      gather(s, begin, length);
+      // Rows before this one see nothing of the tile: skipping them is exact, and halves a long prefill's work.
+      const int64_t skip = begin > position ? (begin - position) * group() : 0;
+      for (int64_t i = skip * kKeys; i < n * kKeys; ++i) s.scores[i] = 0.0f;
+      multiply_add(s.q + skip * d, d, s.k, kKeys, s.scores + skip * kKeys, kKeys, n - skip, kKeys, d);
+      for (int64_t row = skip; row < n; ++row) soften(s, row, position + row / group() + 1 - begin);
+      multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.out + skip * ld, ld, n - skip, ld, kKeys);
+    }
+    for (int64_t row = 0; row < n; ++row) {
+      T* out = static_cast<T*>(a.out) + (first + row / group()) * a.heads * d + head_offset(row);
+      const float inverse = 1.0f / s.total[row];
+      for (int64_t i = 0; i < d; ++i) store1(out + i, s.out[row * ld + i] * inverse);
+    }
+  }
+};
+
+// Tiles of a sequence, for all kv heads.
+inline int64_t tiles(const AttentionArgs& a, int64_t s) {
+  const int64_t tokens = a.q_indptr[s + 1] - a.q_indptr[s];
+  return tokens > 0 ? (tokens + kTokenTile - 1) / kTokenTile : 0;
+}
+
+template <class T>
+void run_tile(const AttentionArgs& a, int64_t s, int64_t tile, int64_t kv_head) {
+  const int64_t first = a.q_indptr[s] + tile * kTokenTile;
+  const int64_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
+  const int64_t position = a.kv_lens[s] - left;
+  Item<T>{a, s, kv_head, first, tokens, position}.run();
+}
+
+template <class T>
+void run(const AttentionArgs& a) {
+  int64_t total = 0;
+  for (int64_t s = 0; s < a.sequences; ++s) total += tiles(a, s);
+  // The last tiles of a sequence see the most keys: handing work out from the end keeps the threads even.
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t item = total * a.kv_heads - 1; item >= 0; --item) {
+    int64_t s = 0, tile = item / a.kv_heads;
+    while (tile >= tiles(a, s)) tile -= tiles(a, s++);
+    run_tile<T>(a, s, tile, item % a.kv_heads);
+  }
+}
+
+}  // namespace
+
+void paged_attention(const AttentionArgs& a, void*) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+
+}  // namespace qdengine::QDENGINE_ISA

@@ -1,0 +1,89 @@
+// 16 float lanes on every instruction set: GCC vector types become SSE2, AVX2 or AVX-512 by the flags of the object. Nothing
+// here may come from the standard library's templates: the linker would keep one copy of them, for one instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "qdengine/kernels.h"
+
+namespace qdengine::QDENGINE_ISA {
+
+constexpr int kLanes = 16;
+typedef float Vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t IVec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t UVec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t HVec __attribute__((vector_size(32), aligned(2), may_alias));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline Vec splat(float x) { return Vec{} + x; }
+inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline Vec load(const bf16* p) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const HVec*>(p), UVec) << 16);
+}
+inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+inline void store(bf16* p, Vec x) {  // to nearest, ties to even; NaN stays NaN
+  const UVec bits = reinterpret_cast<UVec>(x);
+  const UVec rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const UVec quiet = (bits >> 16) | 0x40u;
+  *reinterpret_cast<HVec*>(p) = __builtin_convertvector(x == x ? rounded : quiet, HVec);
+}
+
+inline float load1(const float* p) { return *p; }
+inline float load1(const bf16* p) { return __builtin_bit_cast(float, static_cast<uint32_t>(p->bits) << 16); }
+inline void store1(float* p, float x) { *p = x; }
+inline void store1(bf16* p, float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u);
+}
+
+// The first n lanes, the rest as `fill`; and their store.
+template <class T>
+inline Vec load_some(const T* p, int64_t n, float fill = 0.0f) {
+  Vec x = splat(fill);
+  for (int64_t i = 0; i < n; ++i) x[i] = load1(p + i);
+  return x;
+}
+template <class T>
+inline void store_some(T* p, Vec x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store1(p + i, x[i]);
+}
+
+// One fixed order of addition on every instruction set.
+inline float sum(Vec x) {
+  float total[4];
+  for (int i = 0; i < 4; ++i) total[i] = (x[i] + x[i + 4]) + (x[i + 8] + x[i + 12]);
+  return (total[0] + total[1]) + (total[2] + total[3]);
+}
+inline float max(Vec x) {
+  float best = x[0];
+  for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
+
+// exp by 2^n * p(r), r in [-ln2/2, ln2/2]: the polynomial of Cephes' expf, relative error below 2e-7; 0 below -87.3.
+inline Vec exp(Vec x) {
+  const Vec clamped = vmax(x < splat(88.0f) ? x : splat(88.0f), splat(-87.33654f));
+  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
+  const Vec n = shifted - 12582912.0f;
+  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const IVec scale = (__builtin_convertvector(n, IVec) + 127) << 23;
+  const Vec y = p * reinterpret_cast<Vec>(scale);
+  return x < splat(-87.33654f) ? Vec{} : y;
+}
+
+// Below this many elements a loop is not worth waking the other threads (about 5 us).
+constexpr int64_t kParallelWork = 1 << 15;
+
+}  // namespace qdengine::QDENGINE_ISA

@@ -1,0 +1,26 @@
+// The C++ contract: same names, order and meaning as python/qdengine/ops/reference.py. Each validates and runs one kernel.
+#pragma once
+
+#include "qdengine/tensor.h"
+
+namespace qdengine::ops {
+
+void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double eps);
+void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);
+void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, double eps);
+void add_layer_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                    double eps);
+void silu_mul(const Tensor& out, const Tensor& gate_up);
+void gelu(const Tensor& out, const Tensor& x);
+void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& qkv, const Tensor& positions,
+                 const Tensor& slots, const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
+                 const OptionalTensor& k_weight, double eps);
+void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                     const Tensor& block_tables, const Tensor& kv_lens, const Tensor& q_indptr, double scale);
+void greedy_argmax(const Tensor& out, const Tensor& logits);
+void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor& tokens, const Tensor& ranks,
+                   const Tensor& bounds, const Tensor& limits);
+void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& drafts, const Tensor& draft_lens,
+                  const Tensor& sampled, const Tensor& row_indptr);
+
+}  // namespace qdengine::ops

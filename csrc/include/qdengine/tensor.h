@@ -1,0 +1,43 @@
+// A borrowed view of a tensor that Python owns: what the ops check and what kernels read.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace qdengine {
+
+enum class DType : uint8_t { f32, bf16, f16, i32, other };
+enum class Device : uint8_t { cpu, cuda, other };
+
+constexpr int kMaxDims = 4;
+
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::other;
+  Device device = Device::other;
+  int device_id = 0;
+  int ndim = 0;
+  int64_t shape[kMaxDims] = {};
+  int64_t stride[kMaxDims] = {};  // in elements
+  void* stream = nullptr;         // the CUDA stream that torch works on; null on the CPU
+
+  int64_t dim(int i) const { return shape[i]; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+using OptionalTensor = std::optional<Tensor>;
+
+inline const char* name(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::bf16: return "bfloat16";
+    case DType::f16: return "float16";
+    case DType::i32: return "int32";
+    default: return "another dtype";
+  }
+}
+
+}  // namespace qdengine

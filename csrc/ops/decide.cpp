@@ -1,0 +1,90 @@
+// The ops that choose tokens: greedy_argmax, ngram_propose, verify_draft.
+#include "qdengine/check.h"
+#include "qdengine/kernels.h"
+#include "qdengine/ops.h"
+
+namespace qdengine::ops {
+
+void greedy_argmax(const Tensor& out, const Tensor& logits) {
+  const Check check("greedy_argmax");
+  check.shape("logits", logits, {-1, -1});
+  check.floating("logits", logits);
+  check.dense("out", out, {logits.dim(0)});
+  check.index("out", out, logits);
+  if (logits.dim(1) == 0) check.fail("logits", "at least one column", "none");
+  if (logits.dim(0) == 0) return;
+  kernels_for(logits).greedy_argmax({.out = out.as<int32_t>(),
+                                     .logits = logits.data,
+                                     .rows = logits.dim(0),
+                                     .vocab = logits.dim(1),
+                                     .stride = logits.stride[0],
+                                     .dtype = logits.dtype},
+                                    logits.stream);
+}
+
+void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor& tokens, const Tensor& ranks,
+                   const Tensor& bounds, const Tensor& limits) {
+  const Check check("ngram_propose");
+  check.shape("drafts", drafts, {-1, -1});
+  check.dtype("drafts", drafts, DType::i32);
+  const int64_t sequences = drafts.dim(0);
+  const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, drafts); };
+  check.dense("draft_lens", draft_lens, {sequences});
+  index("draft_lens", draft_lens);
+  check.shape("tokens", tokens, {sequences, -1});
+  index("tokens", tokens);
+  check.shape("ranks", ranks, {sequences, tokens.dim(1)});
+  index("ranks", ranks);
+  check.dense("bounds", bounds, {sequences, 4});
+  index("bounds", bounds);
+  check.dense("limits", limits, {sequences});
+  index("limits", limits);
+  if (sequences == 0) return;
+  kernels_for(drafts).ngram_propose({.drafts = drafts.as<int32_t>(),
+                                     .draft_lens = draft_lens.as<int32_t>(),
+                                     .tokens = tokens.as<const int32_t>(),
+                                     .ranks = ranks.as<const int32_t>(),
+                                     .bounds = bounds.as<const int32_t>(),
+                                     .limits = limits.as<const int32_t>(),
+                                     .sequences = sequences,
+                                     .capacity = tokens.dim(1),
+                                     .max_draft = drafts.dim(1),
+                                     .drafts_stride = drafts.stride[0],
+                                     .tokens_stride = tokens.stride[0],
+                                     .ranks_stride = ranks.stride[0]},
+                                    drafts.stream);
+}
+
+void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& drafts, const Tensor& draft_lens,
+                  const Tensor& sampled, const Tensor& row_indptr) {
+  const Check check("verify_draft");
+  check.shape("drafts", drafts, {-1, -1});
+  check.dtype("drafts", drafts, DType::i32);
+  const int64_t sequences = drafts.dim(0);
+  const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, drafts); };
+  check.shape("out", out, {sequences, drafts.dim(1) + 1});
+  index("out", out);
+  check.dense("out_lens", out_lens, {sequences});
+  index("out_lens", out_lens);
+  check.dense("draft_lens", draft_lens, {sequences});
+  index("draft_lens", draft_lens);
+  check.dense("sampled", sampled, {-1});
+  index("sampled", sampled);
+  check.dense("row_indptr", row_indptr, {sequences + 1});
+  index("row_indptr", row_indptr);
+  if (sequences == 0) return;
+  kernels_for(drafts).verify_draft({.out = out.as<int32_t>(),
+                                    .out_lens = out_lens.as<int32_t>(),
+                                    .drafts = drafts.as<const int32_t>(),
+                                    .draft_lens = draft_lens.as<const int32_t>(),
+                                    .sampled = sampled.as<const int32_t>(),
+                                    .row_indptr = row_indptr.as<const int32_t>(),
+                                    .sequences = sequences,
+                                    .max_draft = drafts.dim(1),
+                                    .rows = sampled.dim(0),
+                                    .out_stride = out.stride[0],
+                                    .drafts_stride = drafts.stride[0]},
+                                   drafts.stream);
+}
+
+}  // namespace qdengine::ops

@@ -1,0 +1,44 @@
+"""The ops of every backend behind one table. A backend is chosen once; a missing one is an error, never a silent fallback."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from ..errors import BackendError
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+
+Op = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpTable:
+    """The ops of one backend; `qdengine.ops.reference` documents each."""
+
+    backend: str
+    rms_norm: Op
+    layer_norm: Op
+    add_rms_norm: Op
+    add_layer_norm: Op
+    silu_mul: Op
+    gelu: Op
+    rope_append: Op
+    paged_attention: Op
+    greedy_argmax: Op
+    ngram_propose: Op
+    verify_draft: Op
+
+
+OPS = tuple(f.name for f in fields(OpTable) if f.name != "backend")
+
+
+def load(backend: str) -> OpTable:
+    """The ops of `backend`, one of BACKENDS. Raises `BackendError` that names cause and remedy."""
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    module = importlib.import_module(f".{'native' if backend in ('cpu', 'cuda') else backend}", __name__)
+    if backend == "cuda":
+        module.require_cuda()
+    return OpTable(backend, **{op: getattr(module, op) for op in OPS})

@@ -1,0 +1,59 @@
+"""The compiled ops (csrc/), for CPU and CUDA tensors. Same names and signatures as `qdengine.ops.reference`."""
+
+from __future__ import annotations
+
+# First, so that the extension finds torch's libgomp loaded and shares its threads instead of starting a second team.
+import torch
+
+from ..errors import BackendError
+
+try:
+    from .._native import (
+        add_layer_norm,
+        add_rms_norm,
+        build_info,
+        gelu,
+        greedy_argmax,
+        layer_norm,
+        ngram_propose,
+        paged_attention,
+        rms_norm,
+        rope_append,
+        silu_mul,
+        verify_draft,
+    )
+except ImportError as error:
+    raise BackendError(
+        f"the compiled extension qdengine._native does not load ({error}); install the package with "
+        "'pip install .' for this Python, or choose backend 'reference'"
+    ) from error
+
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise BackendError(f"torch {torch.__version__} has no DLPack C exchange API; install torch 2.11 or later")
+
+
+def require_cuda() -> None:
+    """Raise `BackendError` unless this build has CUDA kernels and torch sees a GPU that they run on."""
+    if not build_info()["cuda"]:
+        raise BackendError("this build of qdengine has no CUDA kernels; rebuild with QDENGINE_CUDA=ON and nvcc on PATH")
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'"
+        )
+
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "build_info",
+    "gelu",
+    "greedy_argmax",
+    "layer_norm",
+    "ngram_propose",
+    "paged_attention",
+    "require_cuda",
+    "rms_norm",
+    "rope_append",
+    "silu_mul",
+    "verify_draft",
+]

@@ -1,0 +1,145 @@
+"""The case list that every backend runs: inputs by op, dtype and shape. Shared with benchmarks/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = (0, 1, 2, 7, 33)
+WIDTHS = (1, 15, 64, 100, 576)
+# heads, kv heads, head width, tokens per block
+ATTENTION = ((9, 3, 64, 16), (4, 4, 32, 1), (8, 1, 80, 5), (2, 1, 128, 64), (3, 3, 6, 16))
+# (length in the cache, new tokens) of each sequence
+BATCHES = (
+    ((1, 1),),
+    ((40, 40), (17, 1)),
+    ((130, 5), (16, 16), (64, 0), (65, 65), (63, 1)),
+    ((200, 70), (33, 33), (32, 2)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one call. `outputs` are the positions that it writes."""
+
+    op: str
+    name: str
+    args: tuple[Any, ...]
+    outputs: tuple[int, ...] = field(default=(0,))
+
+
+def _random(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def row_cases(dtype: torch.dtype) -> list[Case]:
+    g = torch.Generator().manual_seed(1)
+    cases = []
+    for rows in ROWS:
+        for width in WIDTHS:
+            # A view of a wider buffer: rows need not be adjacent.
+            x = _random(g, dtype, rows, width + 3)[:, :width]
+            weight, bias = _random(g, dtype, width), _random(g, dtype, width)
+            out, residual = torch.empty(rows, width, dtype=dtype), _random(g, dtype, rows, width)
+            name = f"{rows}x{width}"
+            cases += [
+                Case("rms_norm", name, (out, x, weight, 1e-5)),
+                Case("layer_norm", name, (out, x, weight, bias, 1e-5)),
+                Case("add_rms_norm", name, (out, residual, x, weight, 1e-5), (0, 1)),
+                Case("add_layer_norm", name, (out, residual, x, weight, bias, 1e-5), (0, 1)),
+                Case("silu_mul", name, (out, _random(g, dtype, rows, 2 * width) * 8)),
+                Case("gelu", name, (out, x * 4)),
+            ]
+    return cases
+
+
+def argmax_cases(dtype: torch.dtype) -> list[Case]:
+    g = torch.Generator().manual_seed(2)
+    cases = []
+    for rows, vocab in ((0, 7), (1, 1), (5, 33), (3, 49152), (4, 1000)):
+        # Few distinct values, so that ties are common.
+        logits = torch.randint(-4, 4, (rows, vocab), generator=g).to(dtype)
+        cases.append(Case("greedy_argmax", f"{rows}x{vocab}", (torch.empty(rows, dtype=torch.int32), logits)))
+    odd = torch.full((3, 50), -torch.inf).to(dtype)
+    odd[0, 3], odd[0, 20] = torch.nan, 1.0
+    odd[1] = torch.nan
+    cases.append(Case("greedy_argmax", "nan", (torch.empty(3, dtype=torch.int32), odd)))
+    return cases
+
+
+def paged(batch: tuple[tuple[int, int], ...], size: int, seed: int) -> dict[str, Tensor]:
+    """A block table with shuffled blocks and illegal ids in its unused tails, and what goes with it."""
+    needed = [-(-length // size) for length, _ in batch]
+    blocks = sum(needed) + 2
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+    table = torch.full((len(batch), max(needed) + 3), 2**30, dtype=torch.int32)
+    positions: list[int] = []
+    slots: list[int] = []
+    for s, (length, new) in enumerate(batch):
+        mine = [order.pop() for _ in range(needed[s])]
+        table[s, : len(mine)] = torch.tensor(mine, dtype=torch.int32)
+        positions += range(length - new, length)
+        slots += [mine[p // size] * size + p % size for p in range(length - new, length)]
+    int32 = {"dtype": torch.int32}
+    return {
+        "blocks": torch.tensor(blocks),
+        "table": table,
+        "positions": torch.tensor(positions, **int32),
+        "slots": torch.tensor(slots, **int32),
+        "kv_lens": torch.tensor([length for length, _ in batch], **int32),
+        "q_indptr": torch.tensor([0, *torch.tensor([new for _, new in batch]).cumsum(0).tolist()], **int32),
+    }
+
+
+def attention_cases(dtype: torch.dtype) -> list[Case]:
+    g = torch.Generator().manual_seed(3)
+    cases = []
+    for heads, kv_heads, width, size in ATTENTION:
+        for i, batch in enumerate(BATCHES):
+            p = paged(batch, size, i)
+            tokens, blocks = len(p["positions"]), int(p["blocks"])
+            name = f"H{heads}G{kv_heads}D{width}P{size}-{i}"
+            cache = [_random(g, dtype, blocks, size, kv_heads, width) for _ in range(2)]
+            q, out = _random(g, dtype, tokens, heads, width), torch.empty(tokens, heads, width, dtype=dtype)
+            tables = (p["table"], p["kv_lens"], p["q_indptr"])
+            cases.append(Case("paged_attention", name, (out, q, *cache, *tables, width**-0.5)))
+            qkv = _random(g, dtype, tokens, (heads + 2 * kv_heads) * width)
+            angle = torch.randn(256, width // 2, generator=g)
+            rotation = (angle.cos(), angle.sin()) if i % 2 == 0 else (None, None)
+            norms = (_random(g, dtype, width), _random(g, dtype, width)) if i >= 2 else (None, None)
+            slots = p["slots"].clone()
+            slots[::5] = -1
+            args = (torch.empty_like(q), *cache, qkv, p["positions"], slots, *rotation, *norms, 1e-6)
+            cases.append(Case("rope_append", name, args, (0, 1, 2)))
+    return cases
+
+
+def draft_cases() -> list[Case]:
+    g = torch.Generator().manual_seed(4)
+    cases = []
+    for n, (sequences, capacity, draft, letters) in enumerate(
+        ((0, 10, 4, 5), (1, 12, 4, 2), (5, 60, 8, 3), (9, 200, 64, 20), (3, 100, 1, 1), (2, 50, 0, 4))
+    ):
+        tokens = torch.randint(0, letters, (sequences, capacity), generator=g, dtype=torch.int32)
+        ranks = torch.randint(0, 6, (sequences, capacity), generator=g, dtype=torch.int32)
+        cuts = torch.randint(0, capacity + 1, (sequences, 4), generator=g, dtype=torch.int32)
+        bounds = cuts.sort(1).values.int().contiguous()
+        limits = torch.randint(0, draft + 3, (sequences,), generator=g, dtype=torch.int32)
+        drafts = torch.full((sequences, draft), -7, dtype=torch.int32)
+        lens = torch.full((sequences,), -7, dtype=torch.int32)
+        cases.append(Case("ngram_propose", str(n), (drafts, lens, tokens, ranks, bounds, limits), (0, 1)))
+        drafted = torch.randint(0, draft + 1, (sequences,), generator=g, dtype=torch.int32)
+        rows = torch.where(torch.arange(sequences) % 3 == 2, 0, drafted + 1)
+        indptr = torch.cat([torch.zeros(1), rows.cumsum(0)]).int()
+        sampled = torch.randint(0, min(letters, 2), (int(indptr[-1]),), generator=g, dtype=torch.int32)
+        given = torch.randint(0, min(letters, 2), (sequences, draft), generator=g, dtype=torch.int32)
+        out = torch.full((sequences, draft + 1), -7, dtype=torch.int32)
+        cases.append(Case("verify_draft", str(n), (out, lens.clone(), given, drafted, sampled, indptr), (0, 1)))
+    return cases
+
+
+def cases(dtype: torch.dtype) -> list[Case]:
+    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases()

@@ -1,0 +1,151 @@
+"""Every backend against the reference in float64, over one case list."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import Case, cases
+from qdengine import ops
+from qdengine.errors import BackendError
+from tolerances import TOLERANCES
+
+REFERENCE = ops.load("reference")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GUARD = 77
+
+
+def backends() -> list:
+    gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+    triton_runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+    return [
+        pytest.param("reference"),
+        pytest.param("cpu"),
+        pytest.param("cuda", marks=[pytest.mark.gpu, gpu]),
+        pytest.param(
+            "triton", marks=pytest.mark.skipif(not triton_runs, reason="needs a GPU or TRITON_INTERPRET=1 (make test sets it)")
+        ),
+    ]
+
+
+def guarded(x: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A copy of `x` in the middle of a buffer whose other elements must survive the call."""
+    buffer = torch.full((x.numel() + 64,), GUARD, dtype=x.dtype, device=device)
+    view = buffer[32 : 32 + x.numel()].view(x.shape)
+    view.copy_(x)
+    return view, buffer
+
+
+def wide(x):
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def run(table: ops.OpTable, case: Case, device: str) -> list[torch.Tensor]:
+    args, buffers = list(case.args), []
+    for i, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            args[i] = arg.to(device)
+            if i in case.outputs:
+                args[i], buffer = guarded(arg, device)
+                buffers.append(buffer)
+    getattr(table, case.op)(*args)
+    for buffer in buffers:
+        assert (buffer[:32] == GUARD).all() and (buffer[-32:] == GUARD).all(), "wrote outside an output"
+    return [args[i].cpu() for i in case.outputs]
+
+
+def expected(case: Case) -> list[torch.Tensor]:
+    args = [wide(arg).clone() if isinstance(arg, torch.Tensor) else arg for arg in case.args]
+    if case.op.startswith("add_"):  # the sum is rounded to the residual's dtype: start from the rounded sum
+        args[1] = (case.args[1] + case.args[2]).double()
+        args[2] = torch.zeros_like(args[1])
+    getattr(REFERENCE, case.op)(*args)
+    return [args[i] for i in case.outputs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", ops.OPS)
+@pytest.mark.parametrize("backend", backends())
+def test_against_float64(backend, op, dtype):
+    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
+    table = ops.load(backend)
+    relative, absolute = TOLERANCES[DTYPES[dtype]]
+    chosen = [case for case in cases(DTYPES[dtype]) if case.op == op]
+    assert chosen
+    for case in chosen:
+        for got, want in zip(run(table, case, device), expected(case), strict=True):
+            if got.is_floating_point():
+                torch.testing.assert_close(got.double(), want, rtol=relative, atol=absolute, msg=lambda m, c=case: f"{c.name}: {m}")
+            else:
+                assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
+
+
+def test_rows_do_not_depend_on_the_batch():
+    """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
+    table = ops.load("cpu")
+    for case in [c for c in cases(torch.float32) if c.op == "paged_attention"]:
+        out, q, k, v, blocks, lens, indptr, scale = case.args
+        table.paged_attention(out, q, k, v, blocks, lens, indptr, scale)
+        for s in range(len(lens)):
+            begin, end = indptr[s].item(), indptr[s + 1].item()
+            for cut in {begin, (begin + end) // 2}:
+                part = torch.empty_like(out[cut:end])
+                bounds = torch.tensor([0, end - cut], dtype=torch.int32)
+                rows = (q[cut:end].clone(), k, v, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
+                table.paged_attention(part, *rows)
+                assert torch.equal(part, out[cut:end])
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_forced_isa_passes_the_same_cases(isa):
+    from qdengine import _native
+
+    if isa not in _native.build_info()["isas"]:
+        pytest.skip(f"{isa} is not built for this processor family")
+    code = "from qdengine import _native; print(_native.build_info()['isa'])"
+    env = {**os.environ, "QDENGINE_ISA": isa, "OMP_NUM_THREADS": "2"}
+    probe = subprocess.run([sys.executable, "-c", f"import torch; {code}"], env=env, capture_output=True, text=True)
+    if probe.returncode and "does not have it" in probe.stderr:
+        pytest.skip(f"this CPU has no {isa}")
+    assert probe.stdout.strip() == isa
+    if isa == _native.build_info()["isa"]:
+        return  # the cases above ran on it
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "against_float64 and cpu or batch"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_unknown_isa_is_named():
+    env = {**os.environ, "QDENGINE_ISA": "mmx"}
+    code = "import torch; from qdengine import _native; _native.build_info()"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "QDENGINE_ISA=mmx: expected generic, avx2 or avx512" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "message"),
+    [
+        ("rms_norm", (torch.empty(2, 8), torch.empty(2, 9), torch.empty(8), 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
+        ("rms_norm", (torch.empty(2, 8).double(), torch.empty(2, 8), torch.empty(8), 1e-5), "rms_norm: out: expected float32 or bfloat16"),
+        ("rms_norm", (torch.empty(2, 8), torch.empty(2, 8), torch.empty(8), 0.0), "rms_norm: eps: expected a positive number"),
+        ("rms_norm", (torch.empty(2, 8), torch.empty(8, 2).T, torch.empty(8), 1e-5), "contiguous last dimension"),
+        ("silu_mul", (torch.empty(2, 8), torch.empty(2, 8)), r"silu_mul: gate_up: expected shape \[2, 16\]"),
+        ("greedy_argmax", (torch.empty(2, dtype=torch.int64), torch.empty(2, 8)), "greedy_argmax: out: expected int32"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(op, args, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(ops.load("cpu"), op)(*args)
+
+
+def test_not_a_tensor():
+    with pytest.raises(TypeError):
+        ops.load("cpu").gelu([1.0], torch.empty(1, 1))
+
+
+def test_unknown_backend():
+    with pytest.raises(BackendError, match="unknown backend 'tpu'"):
+        ops.load("tpu")
