@@ -15,7 +15,7 @@ class Request:
 
     query, document, title: plain text. `document` and `query` must hold more than white space.
     max_new_tokens: most tokens of the summary; None means the engine's `max_new_tokens`.
-    lookahead: most drafted tokens a step, 0 for none; None means the engine's `lookahead`.
+    lookahead: most drafted tokens a step, 0 for none; None means the engine's `lookahead`, which is also the maximum.
         It changes the speed and never the tokens.
     temperature: 0 is greedy (the product); above 0 samples.
     top_p: share of the probability mass that sampling keeps, in (0, 1].

@@ -1,0 +1,40 @@
+# The two commands that matter: `make demo` and `make test`. Both do all their set-up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH ?= torch==2.13.0
+SOURCES := $(shell find csrc triton_kernels python/qdengine -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') CMakeLists.txt pyproject.toml
+
+.PHONY: demo test check bench sanitize clean
+
+# Torch first: anything looser could pull its CUDA build.
+$(VENV)/torch.stamp:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)" numpy
+	touch $@
+
+$(VENV)/installed.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(PIP) install -q ".[test]"
+	touch $@
+
+demo: $(VENV)/installed.stamp
+	$(BIN)/qdengine student install smollm2-135m
+	$(BIN)/python examples/demo.py
+
+test: check
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --durations=10
+
+check: $(VENV)/installed.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed.stamp
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json
+
+sanitize: $(VENV)/installed.stamp
+	bash tests/sanitize.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist

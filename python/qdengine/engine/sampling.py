@@ -1,0 +1,35 @@
+"""Temperature and top-p sampling whose tokens depend on the request alone.
+
+The random number of a token is a function of (seed, position): a drafted token is then kept exactly when sampling would
+have chosen it, and lookahead, batch and preemption change nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .scheduler import Entry
+
+
+def sample(chosen: np.ndarray, logits: Tensor, entries: list[Entry], indptr: np.ndarray) -> None:
+    """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: [R, V]."""
+    for i, entry in enumerate(entries):
+        request = entry.sequence.request
+        if request.temperature > 0.0:
+            for k, row in enumerate(range(indptr[i], indptr[i + 1])):
+                position = entry.sequence.computed + entry.new + k
+                chosen[row] = draw(logits[row], request.temperature, request.top_p, request.seed, position)
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, seed: int, position: int) -> int:
+    """The token at `position`: inverse of the cumulative probability, kept tokens in falling order. logits: [V]."""
+    uniform = np.random.Generator(np.random.Philox(key=seed, counter=position)).random()
+    scaled = logits.double().cpu() / temperature
+    probability, order = torch.softmax(scaled, -1).sort(descending=True, stable=True)
+    cumulative = probability.cumsum(0)
+    # The smallest set that reaches top_p: a token stays while the mass before it is below top_p.
+    kept = max(1, int((cumulative - probability < top_p).sum()))
+    place = int(torch.searchsorted(cumulative, uniform * cumulative[kept - 1], right=True))
+    return int(order[min(place, kept - 1)])

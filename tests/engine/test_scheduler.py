@@ -1,0 +1,152 @@
+"""The scheduler as a state machine over random sequences, drafts and memory: nothing lost, nothing shared by mistake."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from qdengine.engine.block_pool import BlockPool, prefix_keys
+from qdengine.engine.scheduler import Scheduler
+from qdengine.engine.sequence import Sequence
+from qdengine.errors import LimitError
+from qdengine.prompt import Prompt
+from qdengine.request import Request
+
+STOP = 9
+SIZE = 4
+
+
+def make(ids: list[int], max_new: int, lookahead: int = 8, namespace: str = "") -> Sequence:
+    array = np.array(ids, dtype=np.int32)
+    document = max(1, len(ids) - 2)
+    prompt = Prompt(
+        ids=array,
+        document_begin=0,
+        document_end=document,
+        shareable=document,
+        ranks=np.zeros(len(ids), np.int32),
+        truncated=False,
+        offsets=np.zeros((document, 2), np.int32),
+    )
+    keys = prefix_keys(namespace, array[:document], SIZE)
+    return Sequence(Request("q", "d", namespace=namespace), prompt, max_new, lookahead, keys)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """The "model" writes token `length % 10`, so output depends on the position alone; 9 stops. A shadow KV store
+    remembers which token each block place was computed for, and every read is checked against it."""
+
+    @initialize(blocks=st.integers(5, 14), sequences=st.integers(1, 4), budget=st.integers(1, 24))
+    def start(self, blocks: int, sequences: int, budget: int) -> None:
+        self.pool = BlockPool(blocks)
+        self.rows = sequences
+        self.scheduler = Scheduler(self.pool, SIZE, sequences, budget)
+        self.live: list[Sequence] = []
+        self.store: dict[int, int] = {}
+        self.steps = 0
+
+    @rule(
+        document=st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 1], [2] * 11, [3]]),
+        tail=st.lists(st.integers(0, 8), min_size=2, max_size=2),
+        max_new=st.integers(1, 12),
+    )
+    def add(self, document: list[int], tail: list[int], max_new: int) -> None:
+        sequence = make(document + tail, max_new)
+        try:
+            self.scheduler.add(sequence)
+        except LimitError:
+            assert -(-(len(document) + 2 + max_new) // SIZE) > self.pool.blocks
+        else:
+            self.live.append(sequence)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.live))
+        self.scheduler.abort(sequence)
+        self.live.remove(sequence)
+
+    @rule(drafted=st.lists(st.integers(0, 8), min_size=4, max_size=4), kept=st.integers(0, 8))
+    def step(self, drafted: list[int], kept: int) -> None:
+        self.scheduler.admit()
+        lens = np.zeros(self.rows, np.int32)
+        for s in self.scheduler.running:
+            if s.pending <= self.scheduler.max_step_tokens:
+                lens[s.row] = max(0, min(drafted[s.row], s.draft_limit))
+        entries = self.scheduler.plan(lens)
+        assert sum(e.new + e.drafted for e in entries) <= self.scheduler.max_step_tokens
+        assert not self.scheduler.running or entries, "running sequences always advance"
+        for e in entries:
+            self.compute(e)
+        for e in entries:
+            accepted = min(kept, e.drafted)
+            first = e.sequence.length
+            written = np.array([(first + i) % 10 for i in range(accepted + 1)], np.int32) if e.writes else np.empty(0)
+            self.scheduler.commit(e, written.astype(np.int32), frozenset([STOP]))
+            if e.sequence.finished:
+                self.live.remove(e.sequence)
+                assert self.correct(e.sequence)
+
+    def compute(self, e) -> None:
+        s = e.sequence
+        for position in range(s.computed + e.new + e.drafted):
+            place = s.blocks[position // SIZE] * SIZE + position % SIZE
+            if position < s.computed:
+                assert self.store[place] == s.tokens[position], "reads what was computed for this very token"
+            else:
+                known = position < s.length
+                self.store[place] = int(s.tokens[position]) if known else position % 10
+
+    @staticmethod
+    def correct(s: Sequence) -> bool:
+        begin = len(s.prompt.ids)
+        want = [p % 10 for p in range(begin, begin + s.max_new_tokens)]
+        if STOP in want:
+            want = want[: want.index(STOP)]
+        return s.output.tolist() == want
+
+    @invariant()
+    def accounts(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        running = self.scheduler.running
+        assert {id(s) for s in running + self.scheduler.waiting} == {id(s) for s in self.live}
+        assert [s.order for s in running] == sorted(s.order for s in running)
+        assert len({s.row for s in running}) == len(running) <= self.rows
+        held = {b for s in running for b in s.blocks}
+        assert self.pool.available == self.pool.blocks - len(held)
+        for s in running:
+            assert len(set(s.blocks)) == len(s.blocks)
+            own = set(s.blocks[s.published :])
+            others = {b for o in running if o is not s for b in o.blocks}
+            assert not own & others, "only published blocks are shared"
+
+    def teardown(self) -> None:
+        if hasattr(self, "pool"):
+            for _ in range(2000):
+                if not self.live:
+                    break
+                self.step([0, 0, 0, 0], 0)
+            assert not self.live, "every sequence ends"
+            assert self.pool.available == self.pool.blocks
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_too_large_for_the_engine_is_said() -> None:
+    with pytest.raises(LimitError, match=r"needs 6 KV blocks and the engine has 5; raise EngineConfig\.kv_bytes"):
+        Scheduler(BlockPool(5), SIZE, 2, 8).add(make([1] * 14, 10))
+
+
+def test_a_document_is_computed_once_for_a_batch() -> None:
+    scheduler = Scheduler(BlockPool(40), SIZE, 8, 64)
+    sequences = [make([*range(17), i], 2) for i in range(5)]
+    for s in sequences:
+        scheduler.add(s)
+    assert scheduler.admit() == sequences[:1], "the others wait for the first one's blocks"
+    for e in scheduler.plan(np.zeros(8, np.int32)):
+        scheduler.commit(e, np.array([1], np.int32), frozenset())
+    assert scheduler.admit() == sequences[1:]
+    assert [s.computed for s in sequences[1:]] == [16] * 4

@@ -1,0 +1,88 @@
+"""Who may import whom, read from the sources; and what `import qdengine` costs and pulls in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "python" / "qdengine"
+# Lower layers first: a module may import its own layer and those before it.
+LAYERS = [
+    {"errors", "config", "request", "jsonl"},
+    {"tokenizer", "prompt"},
+    {"checkpoint"},
+    {"convert", "ops", "evaluate"},
+    {"student", "model"},
+    {"engine"},
+    {"cli", "commands", "__main__"},
+]
+TORCH_FREE = ["engine/scheduler.py", "engine/block_pool.py", "engine/sequence.py", "request.py", "config.py", "errors.py"]
+
+
+def imports(path: Path) -> set[str]:
+    """First parts of the qdengine modules that a file imports when it is loaded or run, and names of other packages."""
+    package = path.relative_to(PACKAGE).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {f"{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            full = (*base, *(node.module.split(".") if node.module else ()))
+            names = [".".join(full)] if full else [alias.name for alias in node.names]
+            found |= {"qdengine." + name for name in names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def layer(name: str) -> int | None:
+    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    mine = layer(own)
+    assert mine is not None, f"{own} has no layer; add it to LAYERS"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "qdengine" and len(parts) > 1 and (theirs := layer(parts[1])) is not None:
+            assert theirs <= mine, f"{own} imports {name}, a higher layer"
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_bookkeeping_needs_no_torch(name: str) -> None:
+    assert not {n for n in imports(PACKAGE / name) if n.split(".")[0] == "torch"}
+
+
+def test_triton_kernels_stand_alone() -> None:
+    for path in (ROOT / "triton_kernels").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        absolute = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        absolute |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
+        assert absolute <= {"torch", "triton", "__future__", "math", "os"}, path.name
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import torch, time, sys; t = time.perf_counter(); import qdengine; qdengine.Engine; d = time.perf_counter() - t;"
+        "bad = {'triton', 'transformers', 'trl', 'gguf', 'rouge_score'} & set(sys.modules); print(d, *bad)"
+    )
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, cwd="/")
+        for _ in range(3)
+    ]
+    outputs = [run.stdout.split() for run in runs]
+    assert all(len(o) == 1 for o in outputs), f"pulled in {outputs[0][1:]}"
+    assert min(float(o[0]) for o in outputs) < 0.3
