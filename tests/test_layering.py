@@ -14,10 +14,12 @@ PACKAGE = ROOT / "python" / "qdengine"
 # Lower layers first: a module may import its own layer and those before it.
 LAYERS = [
     {"errors", "config", "request", "jsonl"},
-    {"tokenizer", "prompt"},
-    {"checkpoint"},
-    {"convert", "ops", "evaluate"},
-    {"student", "model"},
+    {"tokenizer", "sentences", "prompt"},
+    {"ops", "evaluate"},
+    {"model"},
+    {"huggingface", "checkpoint"},
+    {"convert"},
+    {"student"},
     {"engine"},
     {"cli", "commands", "__main__"},
 ]

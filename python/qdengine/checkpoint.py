@@ -1,0 +1,175 @@
+"""Models on disk: a qdengine bundle, or a Hugging Face folder. Never pickle.
+
+A bundle is a folder with `model.safetensors` (canonical names), `tokenizer.json`, and `qdengine.json`: the architecture, the
+prompt format, stop tokens, limits, and a SHA-256 manifest that is checked at load.
+
+Canonical names, matrices [out, in]: embed.weight [V, E]; positions.weight [C, E] (gpt2); for each layer i, layers.i. + norm1,
+qkv [(H + 2G) D, E], q_norm and k_norm [D] (where qk_norm), out [E, H D], norm2, gate_up [2F, E] (llama) or up [F, E] (gpt2),
+down [E, F]; norm; head.weight [V, E] (untied). Biases where the architecture has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import huggingface
+from .config import ModelConfig
+from .errors import CheckpointError, ConfigError
+from .model.reference import ReferenceModel
+from .prompt import DOCUMENT_FIRST, PromptFormat
+from .tokenizer import Tokenizer
+
+FORMAT = 1
+DESCRIPTION = "qdengine.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model that is ready to be loaded. digest: hex SHA-256 that names its contents."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    prompt: PromptFormat
+    stop_ids: tuple[int, ...]
+    digest: str
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(self.path / TOKENIZER)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Canonical names to tensors, memory-mapped where the file holds them as they are. Raises `CheckpointError`."""
+        if (self.path / DESCRIPTION).exists():
+            weights = _read(self.path / WEIGHTS)
+        else:
+            weights = huggingface.canonical(self.config, huggingface.tensors(self.path, _read))
+        check_weights(self.config, weights)
+        return weights
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """The bundle or Hugging Face folder at `path`. Raises `CheckpointError` that names what is missing or damaged."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give a qdengine bundle or a Hugging Face model folder")
+    if (folder / DESCRIPTION).exists():
+        return _load_bundle(folder)
+    if (folder / "config.json").exists():
+        data = read_json(folder / "config.json")
+        config = huggingface.model_config(data)
+        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        stops = huggingface.stop_ids(folder, data)
+        bos = huggingface.bos_id(folder, data)
+        prompt = PromptFormat(DOCUMENT_FIRST.parts, bos_id=bos)
+        return Checkpoint(folder.resolve().name, folder, config, prompt, stops, digest)
+    raise CheckpointError(f"{folder} has neither {DESCRIPTION} (a bundle) nor config.json (a Hugging Face folder)")
+
+
+def save_bundle(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    weights: dict[str, Tensor],
+    tokenizer_json: str,
+    prompt: PromptFormat,
+    stop_ids: tuple[int, ...],
+    source: str,
+) -> Path:
+    """Write a bundle, whole or not at all: it is made beside `path` and renamed. Raises `CheckpointError` where `path` exists
+    and is not an empty folder, or the weights do not fit `config`."""
+    check_weights(config, weights)
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} already exists; remove it or choose another destination")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, made / WEIGHTS)
+        (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        description = {
+            "format": FORMAT,
+            "source": source,
+            "architecture": asdict(config),
+            "prompt": prompt.to_dict(),
+            "stop_ids": list(stop_ids),
+            "limits": {"max_positions": config.max_positions},
+            "manifest": {name: sha256(made / name) for name in (WEIGHTS, TOKENIZER)},
+        }
+        (made / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        made.chmod(0o755)
+        os.replace(made, path)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return path
+
+
+def check_weights(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless `weights` are exactly the tensors that `config` needs."""
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
+    for problem, names in (("lack", wanted.keys() - weights.keys()), ("have the unknown", weights.keys() - wanted.keys())):
+        if names:
+            raise CheckpointError(f"the weights {problem} tensor {min(names)!r} ({len(names)} in all)")
+    for name, shape in wanted.items():
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(f"tensor {name!r} has shape {list(weights[name].shape)}; the architecture needs {list(shape)}")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return data
+
+
+def _load_bundle(folder: Path) -> Checkpoint:
+    data = read_json(folder / DESCRIPTION)
+    if data.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / DESCRIPTION}: format {data.get('format')!r}; this version reads format {FORMAT}")
+    try:
+        manifest: dict[str, str] = dict(data["manifest"])
+        config, prompt = ModelConfig.from_dict(data["architecture"]), PromptFormat.from_dict(data["prompt"])
+        stop_ids = tuple(int(i) for i in data["stop_ids"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / DESCRIPTION}: {type(error).__name__}: {error}; convert the model again") from None
+    for name in {WEIGHTS, TOKENIZER, *manifest}:
+        file = folder / name
+        if not file.is_file() or file.resolve().parent != folder.resolve():
+            raise CheckpointError(f"{file} is missing; the bundle is incomplete, convert or install it again")
+        if sha256(file) != manifest.get(name):
+            raise CheckpointError(f"{file} is not the file of the manifest (SHA-256 differs); convert or install it again")
+    digest = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+    return Checkpoint(folder.resolve().name, folder, config, prompt, stop_ids, digest)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None

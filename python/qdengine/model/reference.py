@@ -1,0 +1,99 @@
+"""The models, defined in plain torch: what the decoder must compute, and what training trains.
+
+`state_dict` has the canonical weight names of `qdengine.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import ModelConfig
+from .rope import rope_tables
+
+
+def _norm(config: ModelConfig, width: int) -> nn.Module:
+    make = nn.RMSNorm if config.family == "llama" else nn.LayerNorm
+    return make(width, eps=config.norm_eps)
+
+
+class Layer(nn.Module):
+    """x + out(attention(norm1(x))), then + down(activation(up(norm2(x))))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        gpt2 = config.family == "gpt2"
+        heads_width = config.heads * config.head_width
+        qkv_width = (config.heads + 2 * config.kv_heads) * config.head_width
+        self.norm1, self.norm2 = _norm(config, config.width), _norm(config, config.width)
+        self.qkv = nn.Linear(config.width, qkv_width, bias=gpt2 or config.qkv_bias)
+        self.out = nn.Linear(heads_width, config.width, bias=gpt2)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = _norm(config, config.head_width), _norm(config, config.head_width)
+        if gpt2:
+            self.up = nn.Linear(config.width, config.ffn_width)
+        else:
+            self.gate_up = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=gpt2)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.out(self._attend(self.norm1(x), rotation))
+        return x + self.down(self._activate(self.norm2(x)))
+
+    def _attend(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+        c = self.config
+        heads = self.qkv(x).unflatten(-1, (-1, c.head_width)).transpose(1, 2)
+        q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], 1)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = _rotate(q, *rotation), _rotate(k, *rotation)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.kv_heads != c.heads)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.config.family == "gpt2":
+            return F.gelu(self.up(x), approximate="tanh")
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return F.silu(gate) * up
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x.dtype)
+
+
+class ReferenceModel(nn.Module):
+    """forward(ids: int64 [S, T]) -> logits [S, T, V], causal, positions from 0."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        if config.family == "gpt2":
+            self.positions = nn.Embedding(config.max_positions, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = _norm(config, config.width)
+        if not config.tied_head:
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @classmethod
+    def from_weights(cls, config: ModelConfig, weights: dict[str, Tensor]) -> ReferenceModel:
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        rotation = None
+        if self.config.family == "gpt2":
+            x = x + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        else:
+            cos, sin = rope_tables(self.config, ids.shape[1])
+            rotation = cos.to(ids.device), sin.to(ids.device)
+        for layer in self.layers:
+            x = layer(x, rotation)
+        return F.linear(self.norm(x), self.embed.weight if self.config.tied_head else self.head.weight)

@@ -1,0 +1,67 @@
+"""Text to token ids with character offsets, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from .errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """ids: int32 [T]; offsets: int32 [T, 2], the characters [begin, end) of each token in the text."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+class Tokenizer:
+    """A `tokenizer.json`. Text that spells a special token is plain text, and nothing is added to what the caller gives."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Raises `CheckpointError` when the file is missing or is not a tokenizer."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            # Only "special" added tokens can be switched off, so all of them are made special.
+            for token in data.get("added_tokens", []):
+                token["special"] = True
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(data)))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; a model folder needs the fast tokenizer's tokenizer.json") from None
+        except Exception as error:  # tokenizers raises a bare Exception
+            raise CheckpointError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}") from error
+
+    def encode(self, text: str) -> Encoding:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode many texts, in parallel threads."""
+        return [
+            Encoding(np.array(e.ids, dtype=np.int32), np.array(e.offsets, dtype=np.int32).reshape(-1, 2))
+            for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included: what the model wrote is what is shown."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
