@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FAMILIES = ("llama", "llama3", "qwen2", "qwen3", "gpt2", "untied")
 TEXT = """The quick brown fox jumps over the lazy dog. A summary answers the query in the words of the document.
-Rain falls on the roof and runs into the barrel. Trains leave at night and arrive in the morning. 雨水流进桶里。火车晚上出发。"""
+Rain falls on the roof and runs into the barrel. Trains leave at night and arrive in the morning. \
+雨水流进桶里。火车晚上出发。"""
 
 
 @cache
@@ -101,3 +102,41 @@ def with_config(folder: Path, **changes: Any) -> Path:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return folder
+
+
+def tiny_gguf(path: Path) -> Path:
+    """The llama model as a GGUF file: q and k rows interleaved as llama.cpp wants them, the vocabulary as metadata."""
+    import gguf
+
+    state = {name: tensor.numpy() for name, tensor in tiny_hf_model("llama").state_dict().items()}
+    tokenizer = json.loads(tokenizer_json())["model"]
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in tokenizer["merges"]])
+    writer.add_eos_token_id(1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, array in state.items():
+        if name == "lm_head.weight":
+            continue
+        heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
+        if heads:
+            halves = array.reshape(heads, 2, -1, array.shape[1])
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

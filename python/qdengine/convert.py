@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,12 +100,17 @@ def _gguf_config(kind: str, meta: dict[str, Any], reader: GGUFReader) -> ModelCo
         kv_heads=get("attention.head_count_kv", heads),
         head_width=get("attention.key_length", width // heads),
         max_positions=get("context_length"),
-        norm_eps=float(get("attention.layer_norm_rms_epsilon")),
-        rope_theta=float(get("rope.freq_base", 10000.0)),
+        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon")),
+        rope_theta=_decimal(get("rope.freq_base", 10000.0)),
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
         tied_head="output.weight" not in names,
     )
+
+
+def _decimal(value: float) -> float:
+    """The number that the file's float32 stands for: 1e-05, not 9.99999974737875e-06."""
+    return float(str(np.float32(value)))
 
 
 _GGUF_NAMES = {

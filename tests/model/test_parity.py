@@ -9,7 +9,11 @@ from qdengine.model.reference import ReferenceModel
 from tiny import FAMILIES, tiny_hf_folder, tiny_hf_model
 
 REQUESTS = [
-    {"query": "What jumps over the dog?", "document": "The quick brown fox jumps over the lazy dog. " * n, "title": "Fox"}
+    {
+        "query": "What jumps over the dog?",
+        "document": "The quick brown fox jumps over the lazy dog. " * n,
+        "title": "Fox",
+    }
     for n in (1, 7, 3)
 ] + [{"query": "火车", "document": "雨水流进桶里。火车晚上出发。"}]
 
@@ -48,4 +52,6 @@ def prompts_of(engine):
     from qdengine.prompt import encode
     from qdengine.request import Request
 
-    return encode(engine.tokenizer, engine.checkpoint.prompt, [Request.parse(r) for r in REQUESTS], [400] * len(REQUESTS))
+    return encode(
+        engine.tokenizer, engine.checkpoint.prompt, [Request.parse(r) for r in REQUESTS], [400] * len(REQUESTS)
+    )
