@@ -154,8 +154,9 @@ def _assemble(
     title_tokens = int(np.searchsorted(offsets[:, 1], head, "right"))
     if kept <= title_tokens or rendered.overlong & {"query", "title"}:
         raise LimitError(
-            f"query, title and the prompt's own words take {max_tokens - room + title_tokens} tokens or more, and leave "
-            f"no room for the document in {max_tokens}; shorten the query or the title, or ask for fewer max_new_tokens"
+            f"query, title and the prompt's own words take {max_tokens - room + title_tokens} tokens or more, and "
+            f"leave no room for the document in {max_tokens}; shorten the query or the title, or ask for fewer "
+            "max_new_tokens"
         )
     offsets = offsets[:kept]
     ids = [
