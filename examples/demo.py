@@ -44,9 +44,13 @@ def main() -> None:
                 if summary.error:
                     raise summary.error
                 stats = summary.stats
-                print(f"{title}\n  query    {query}\n  summary  {summary.text}\n  place    {place(document, summary.text)}")
                 print(
-                    f"  cost     {ms:.0f} ms, {stats.steps} steps, {len(summary.token_ids) / stats.steps:.1f} tokens/step, "
+                    f"{title}\n  query    {query}\n  summary  {summary.text}\n"
+                    f"  place    {place(document, summary.text)}"
+                )
+                print(
+                    f"  cost     {ms:.0f} ms, {stats.steps} steps, "
+                    f"{len(summary.token_ids) / stats.steps:.1f} tokens/step, "
                     f"{stats.reused_tokens} of {stats.prompt_tokens} prompt tokens reused\n"
                 )
 

@@ -23,7 +23,14 @@ LAYERS = [
     {"engine"},
     {"cli", "commands", "__main__"},
 ]
-TORCH_FREE = ["engine/scheduler.py", "engine/block_pool.py", "engine/sequence.py", "request.py", "config.py", "errors.py"]
+TORCH_FREE = [
+    "engine/scheduler.py",
+    "engine/block_pool.py",
+    "engine/sequence.py",
+    "request.py",
+    "config.py",
+    "errors.py",
+]
 
 
 def imports(path: Path) -> set[str]:
@@ -77,7 +84,8 @@ def test_triton_kernels_stand_alone() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import torch, time, sys; t = time.perf_counter(); import qdengine; qdengine.Engine; d = time.perf_counter() - t;"
+        "import torch, time, sys; t = time.perf_counter(); import qdengine; qdengine.Engine;"
+        "d = time.perf_counter() - t;"
         "bad = {'triton', 'transformers', 'trl', 'gguf', 'rouge_score'} & set(sys.modules); print(d, *bad)"
     )
     env = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,8 +1,8 @@
 """Query-driven summaries in the document's own words, at search-engine speed.
 
-    import qdengine
-    with qdengine.Engine.from_pretrained("smollm2-135m") as engine:
-        engine.summarize([{"query": "...", "document": "..."}])
+import qdengine
+with qdengine.Engine.from_pretrained("smollm2-135m") as engine:
+    engine.summarize([{"query": "...", "document": "..."}])
 """
 
 from __future__ import annotations

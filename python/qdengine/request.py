@@ -96,7 +96,7 @@ class Stats:
 
     prompt_tokens: tokens of the prompt; reused_tokens: those whose keys and values were already in memory.
     steps: forward passes that gave tokens; drafted, accepted: tokens proposed by lookahead, and those kept.
-    queue_ms: arrival to first forward pass; prefill_ms: from there to the first token; decode_ms: from there to the end.
+    queue_ms: arrival to first forward pass; prefill_ms: from there to the first token; decode_ms: the rest.
     """
 
     prompt_tokens: int = 0

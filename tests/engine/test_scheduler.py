@@ -1,4 +1,4 @@
-"""The scheduler as a state machine over random sequences, drafts and memory: nothing lost, nothing shared by mistake."""
+"""The scheduler as a state machine over random sequences, drafts and memory: nothing lost or shared by mistake."""
 
 import numpy as np
 import pytest

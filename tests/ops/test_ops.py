@@ -26,7 +26,8 @@ def backends() -> list:
         pytest.param("cpu"),
         pytest.param("cuda", marks=[pytest.mark.gpu, gpu]),
         pytest.param(
-            "triton", marks=pytest.mark.skipif(not triton_runs, reason="needs a GPU or TRITON_INTERPRET=1 (make test sets it)")
+            "triton",
+            marks=pytest.mark.skipif(not triton_runs, reason="needs a GPU or TRITON_INTERPRET=1 (make test sets it)"),
         ),
     ]
 
@@ -78,7 +79,9 @@ def test_against_float64(backend, op, dtype):
     for case in chosen:
         for got, want in zip(run(table, case, device), expected(case), strict=True):
             if got.is_floating_point():
-                torch.testing.assert_close(got.double(), want, rtol=relative, atol=absolute, msg=lambda m, c=case: f"{c.name}: {m}")
+                torch.testing.assert_close(
+                    got.double(), want, rtol=relative, atol=absolute, msg=lambda m, c=case: f"{c.name}: {m}"
+                )
             else:
                 assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
 
@@ -125,15 +128,18 @@ def test_unknown_isa_is_named():
     assert "QDENGINE_ISA=mmx: expected generic, avx2 or avx512" in done.stderr
 
 
+F32 = torch.empty(2, 8)
+
+
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [
-        ("rms_norm", (torch.empty(2, 8), torch.empty(2, 9), torch.empty(8), 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
-        ("rms_norm", (torch.empty(2, 8).double(), torch.empty(2, 8), torch.empty(8), 1e-5), "rms_norm: out: expected float32 or bfloat16"),
-        ("rms_norm", (torch.empty(2, 8), torch.empty(2, 8), torch.empty(8), 0.0), "rms_norm: eps: expected a positive number"),
-        ("rms_norm", (torch.empty(2, 8), torch.empty(8, 2).T, torch.empty(8), 1e-5), "contiguous last dimension"),
-        ("silu_mul", (torch.empty(2, 8), torch.empty(2, 8)), r"silu_mul: gate_up: expected shape \[2, 16\]"),
-        ("greedy_argmax", (torch.empty(2, dtype=torch.int64), torch.empty(2, 8)), "greedy_argmax: out: expected int32"),
+        ("rms_norm", (F32, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
+        ("rms_norm", (F32.double(), F32, F32[0], 1e-5), "rms_norm: out: expected float32 or bfloat16"),
+        ("rms_norm", (F32, F32, F32[0], 0.0), "rms_norm: eps: expected a positive number"),
+        ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
+        ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
+        ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(op, args, message):

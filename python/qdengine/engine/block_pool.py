@@ -1,7 +1,7 @@
 """Who owns which block of KV memory. Pure bookkeeping: no torch, no tensors.
 
-A block is *free*, *held* (one or more sequences refer to it) or *idle* (nobody refers to it, but its contents are a known
-piece of a document, kept until the memory is wanted: least recently used first).
+A block is *free*, *held* (one or more sequences refer to it) or *idle* (nobody refers to it, but its contents are a
+known piece of a document, kept until the memory is wanted: least recently used first).
 """
 
 from __future__ import annotations

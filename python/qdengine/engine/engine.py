@@ -30,11 +30,12 @@ Item = Request | Mapping[str, Any]
 class Engine:
     """Summarizes with one model on one device.
 
-    Several engines live side by side, and any number of threads may call one engine: whoever waits for a summary also runs
-    steps, and a step serves every caller's sequences.
+    Several engines live side by side, and any number of threads may call one engine: whoever waits for a summary also
+    runs steps, and a step serves every caller's sequences.
 
-    device: "auto" (a GPU where there is one), "cpu" or "cuda[:n]". precision: "auto" (bfloat16 where the hardware multiplies
-    it fast, else float32), "float32" or "bfloat16". backend: None (the device's own) or one of `qdengine.ops.BACKENDS`.
+    device: "auto" (a GPU where there is one), "cpu" or "cuda[:n]". precision: "auto" (bfloat16 where the hardware
+    multiplies it fast, else float32), "float32" or "bfloat16".
+    backend: None (the device's own) or one of `qdengine.ops.BACKENDS`.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Engine:
         config: EngineConfig | None = None,
         backend: str | None = None,
     ) -> Engine:
-        """Load a bundle, a Hugging Face folder or an installed student by name. Raises `CheckpointError`, `StudentError`,
-        `BackendError` or `ConfigError`; the message names the remedy."""
+        """Load a bundle, a Hugging Face folder or an installed student by name. Raises `CheckpointError`,
+        `StudentError`, `BackendError` or `ConfigError`; the message names the remedy."""
         return cls(load_checkpoint(student.resolve(path_or_name)), device, precision, config, backend)
 
     def __enter__(self) -> Engine:
@@ -86,7 +87,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the model and the KV memory. Calls that are still running end with an `EngineError` for what is unfinished."""
+        """Free the model and the KV memory. Calls still running end with an `EngineError` for what is unfinished."""
         with self._lock:
             if self._closed:
                 return
@@ -96,8 +97,8 @@ class Engine:
             del self._runner
 
     def summarize(self, batch: Iterable[Item]) -> list[Summary]:
-        """One `Summary` per item, in order. A bad item gets `error` set and does not affect the others; this call raises
-        only for a closed engine or a `batch` that cannot be iterated."""
+        """One `Summary` per item, in order. A bad item gets `error` set and does not affect the others; this call
+        raises only for a closed engine or a `batch` that cannot be iterated."""
         if isinstance(batch, (Request, Mapping, str, bytes)):
             raise TypeError("summarize takes a list of requests; for one request pass [request]")
         items = list(batch)
@@ -125,7 +126,7 @@ class Engine:
         return [summary for summary in summaries if summary is not None]
 
     def stream(self, request: Item) -> Iterator[str]:
-        """Yield the summary's text as it is accepted; the pieces joined are `Summary.text`. Raises the request's error."""
+        """Yield the text as it is accepted; the pieces joined are `Summary.text`. Raises the request's error."""
         self._check_open()
         made = self._submit([request])[0]
         if not isinstance(made, Sequence):

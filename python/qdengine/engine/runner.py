@@ -17,9 +17,7 @@ from .sequence import Sequence
 class Runner:
     """Owns the device side of the engine. Row r of every array is the running sequence whose `row` is r."""
 
-    def __init__(
-        self, decoder: Decoder, cache: KVCache, host_ops: OpTable, max_sequences: int, max_draft: int
-    ) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, host_ops: OpTable, max_sequences: int, max_draft: int) -> None:
         self.decoder, self.cache = decoder, cache
         capacity = decoder.config.max_positions
 
@@ -29,7 +27,7 @@ class Runner:
         self._tokens, self._ranks = zeros(max_sequences, capacity), zeros(max_sequences, capacity)
         self._bounds, self._limits = zeros(max_sequences, 4), zeros(max_sequences)
         self._drafts, self._draft_lens = zeros(max_sequences, max_draft), zeros(max_sequences)
-        # Drafting and verification read and write token ids that the host needs at once: on this path they stay on the host.
+        # Drafting and verification read and write token ids that the host needs at once: they stay on the host.
         self._host_ops = host_ops
 
     def admit(self, sequence: Sequence) -> None:

@@ -1,7 +1,7 @@
 """What the next step computes: prefill chunks, drafts and plain decode of many sequences under one token budget.
 
-Oldest first. When KV memory runs out, drafts are shed, then the youngest sequence is preempted: its blocks are released and its
-tokens computed again later. Nothing here touches a tensor.
+Oldest first. When KV memory runs out, drafts are shed, then the youngest sequence is preempted: its blocks are released
+and its tokens computed again later. Nothing here touches a tensor.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Scheduler:
         return admitted
 
     def plan(self, draft_lens: np.ndarray) -> list[Entry]:
-        """The next step's entries; `draft_lens` (int32, by row) says how many tokens were drafted for each running sequence."""
+        """The next step's entries; `draft_lens` (int32, by row): the tokens drafted for each running sequence."""
         budget = self.max_step_tokens
         entries: list[Entry] = []
         for sequence in list(self.running):
@@ -95,8 +95,9 @@ class Scheduler:
         return entries
 
     def commit(self, entry: Entry, written: np.ndarray, stop_ids: frozenset[int]) -> int:
-        """Take a step's result for one entry: `written` are the kept draft tokens and the model's next one (empty when the
-        entry does not write). Returns how many tokens the sequence kept; a finished sequence leaves the scheduler."""
+        """Take a step's result for one entry: `written` are the kept draft tokens and the model's next one (empty
+        when the entry does not write). Returns how many tokens the sequence kept; a finished
+        one leaves the scheduler."""
         sequence = entry.sequence
         accepted = max(len(written) - 1, 0)
         sequence.computed += entry.new + accepted
@@ -138,7 +139,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=lambda s: s.order)
 
     def _fit(self, entry: Entry) -> Entry | None:
-        """The entry with blocks under it, with fewer drafts if need be; None when the sequence itself had to give way."""
+        """The entry with blocks under it, with fewer drafts if need be; None when its sequence had to give way."""
         sequence = entry.sequence
         while True:
             missing = self._blocks_for(sequence.computed + entry.new + entry.drafted) - len(sequence.blocks)

@@ -17,7 +17,7 @@ class Sequence:
     """Prompt, output so far, and how much of both is in the KV cache.
 
     tokens: int32 [prompt + max_new_tokens], filled up to `length`. keys: of the prompt's shareable whole blocks.
-    computed: tokens whose keys and values are in `blocks`; row: its place in the engine's arrays while it runs, else -1.
+    computed: tokens whose keys and values are in `blocks`; row: its place in the engine's arrays, -1 unless it runs.
     """
 
     request: Request
@@ -66,7 +66,7 @@ class Sequence:
         return bool(self.finish_reason)
 
     def append(self, new: np.ndarray, stop_ids: frozenset[int]) -> int:
-        """Append tokens up to a stop token (not kept) or the limit; sets `finish_reason`. Returns how many were kept."""
+        """Append tokens up to a stop token (not kept) or the limit, set `finish_reason`, return how many were kept."""
         for count, token in enumerate(new.tolist()):
             if token in stop_ids:
                 self.finish_reason = "stop"

@@ -1,4 +1,4 @@
-"""The model as the engine runs it: ops over ragged rows and a paged KV cache. `reference.py` defines what it computes."""
+"""The model as the engine runs it: ops over ragged rows and a paged KV cache; `reference.py` defines it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ops of every backend behind one table. A backend is chosen once; a missing one is an error, never a silent fallback."""
+"""The ops of every backend behind one table. A backend is chosen once; a missing one is an error, never a fallback."""
 
 from __future__ import annotations
 

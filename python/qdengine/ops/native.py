@@ -37,9 +37,7 @@ def require_cuda() -> None:
     if not build_info()["cuda"]:
         raise BackendError("this build of qdengine has no CUDA kernels; rebuild with QDENGINE_CUDA=ON and nvcc on PATH")
     if not torch.cuda.is_available():
-        raise BackendError(
-            "torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'"
-        )
+        raise BackendError("torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'")
 
 
 __all__ = [

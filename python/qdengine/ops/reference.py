@@ -1,4 +1,4 @@
-"""The contract of every op, in plain torch. Other backends have the same names and signatures and are tested against this.
+"""The contract of every op, in plain torch. Other backends have the same names and are tested against this.
 
 Outputs come first and are written in place; nothing is returned. Dimension letters: T tokens, S sequences, R rows of
 logits, E width, F ffn width, H query heads, G kv heads, D head width, V vocabulary, N blocks, P tokens per block,
@@ -30,7 +30,7 @@ def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
 
 
 def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    """out[t] = (x[t] - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450). out, x: [T, E]; weight, bias: [E]."""
+    """out[t] = (x[t] - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450). out, x: [T, E]; others: [E]."""
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -44,7 +44,7 @@ def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: 
 
 
 def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
-    """residual += x (rounded to its dtype), then out = layer_norm(residual). out, residual, x: [T, E]; weight, bias: [E]."""
+    """residual += x (rounded to its dtype), then out = layer_norm(residual). out, residual, x: [T, E]; others: [E]."""
     residual.add_(x)
     layer_norm(out, residual, weight, bias, eps)
 
@@ -115,12 +115,13 @@ def paged_attention(
     q_indptr: Tensor,
     scale: float,
 ) -> None:
-    """Causal attention of the new tokens of every sequence over its paged keys and values: prefill, decode, verification.
+    """Causal attention of the new tokens of every sequence over its paged keys and values, be it prefill or decode.
 
     out, q: [T, H, D]; k_cache, v_cache: [N, P, G, D]; query head h reads kv head h // (H / G).
     block_tables: int32 [S, B], block ids in order; entries past ceil(kv_lens / P) are never read.
-    kv_lens: int32 [S], tokens of each sequence including the new ones; q_indptr: int32 [S + 1], rows of sequence s are
-    q_indptr[s] to q_indptr[s + 1]. Row i of n new ones has position kv_len - n + i and sees the positions up to its own.
+    kv_lens: int32 [S], tokens of each sequence including the new ones; q_indptr: int32 [S + 1], rows of sequence s
+    are q_indptr[s] to q_indptr[s + 1]. Row i of n new ones has position kv_len - n + i and sees the
+    positions up to its own.
     """
     group = q.shape[1] // k_cache.shape[2]
     size = k_cache.shape[1]
@@ -164,9 +165,9 @@ def ngram_propose(
 
     A candidate is a place e whose m tokens before it equal the last m of the output, m as large as possible up to
     MAX_MATCH, all of them in the document (begin < e < document end) or all in the output. Longest first; ties go to a
-    match that begins at a sentence start, then to the higher overlap there, then to the latest e. An output that is
-    still empty matches every sentence start with m = 0; otherwise m is at least 1. The draft is the tokens from e to the
-    end of the document, or of the output, up to the limit.
+    match that begins at a sentence start, then to the higher overlap there, then to the latest e. An output that
+    is still empty matches every sentence start with m = 0; otherwise m is at least 1. The draft is the tokens from e to
+    the end of the document, or of the output, up to the limit.
     """
     for s in range(tokens.shape[0]):
         row, rank = tokens[s].tolist(), ranks[s].tolist()
@@ -177,7 +178,9 @@ def ngram_propose(
         draft_lens[s] = len(found)
 
 
-def _match(row: list[int], rank: list[int], doc_begin: int, doc_end: int, out_begin: int, length: int) -> tuple[int, int]:
+def _match(
+    row: list[int], rank: list[int], doc_begin: int, doc_end: int, out_begin: int, length: int
+) -> tuple[int, int]:
     """Where the best continuation begins, and where its region ends; (0, 0) for none."""
     best, place = (-1, 0, 0, 0), (0, 0)
     most = min(length - out_begin, MAX_MATCH)
@@ -201,8 +204,9 @@ def verify_draft(
     """Keep the longest prefix of each draft that the model would have written, and the model's next token after it.
 
     out: int32 [S, K + 1] (entries past out_lens are left as they are); out_lens: int32 [S], accepted + 1, or 0 for a
-    sequence without rows. drafts: int32 [S, K]; draft_lens: int32 [S]; sampled: int32 [R], the model's token after each
-    row. row_indptr: int32 [S + 1]: sequence s has draft_lens[s] + 1 rows (the last known token, then the draft), or none.
+    sequence without rows. drafts: int32 [S, K]; draft_lens: int32 [S]; sampled: int32 [R], the model's token after
+    each row. row_indptr: int32 [S + 1]: sequence s has draft_lens[s] + 1 rows (the last known token, then the
+    draft), or none.
     """
     bounds = row_indptr.tolist()
     for s in range(drafts.shape[0]):

@@ -1,0 +1,257 @@
+"""The command line. Modules that need torch are imported by the commands that use them, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import QdengineError
+
+ENGINE_OPTIONS = [
+    click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:n]."),
+    click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    click.option("--lookahead", type=click.IntRange(0), help="Most drafted tokens a step; 0 for none. [default: 64]"),
+    click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a summary. [default: 96]"),
+]
+
+
+def engine_options(command: Any) -> Any:
+    for option in reversed(ENGINE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def make_engine(model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None) -> Any:
+    from . import Engine, EngineConfig
+
+    given = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
+    config = EngineConfig(**{name: value for name, value in given.items() if value is not None})
+    return Engine.from_pretrained(model, device, precision, config)
+
+
+class Group(click.Group):
+    """Expected errors end a command with one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QdengineError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Group)
+@click.version_option(__version__, prog_name="qdengine")
+def main() -> None:
+    """Query-driven summaries in the document's own words."""
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(allow_dash=True))
+@click.option("--query", help="The question about FILE.")
+@click.option("--title", default="", help="FILE's title.")
+@click.option(
+    "--input", "source", type=click.Path(exists=True, dir_okay=False), help="Rows to summarize (.jsonl, .jsonl.gz)."
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False), help="Where the rows' summaries go; an existing file is continued."
+)
+@engine_options
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Rows given to the engine at a time."
+)
+def summarize(
+    file: str | None,
+    query: str | None,
+    title: str,
+    source: str | None,
+    output: str | None,
+    batch_size: int,
+    **engine: Any,
+) -> None:
+    """Summarize FILE (- for standard input) for a query, or every row of --input."""
+    if (file is None) == (source is None):
+        raise click.UsageError("give either FILE with --query, or --input with --output")
+    if source is not None:
+        if output is None or query is not None or title:
+            raise click.UsageError("--input takes --output, and its rows have the queries and titles")
+        from .summarize_file import summarize_file
+
+        with make_engine(**engine) as opened:
+            failed = summarize_file(opened, source, output, batch_size)
+        if failed:
+            click.echo(f"{failed} rows have an error; see their 'error' in {output}", err=True)
+        return
+    if query is None or output is not None:
+        raise click.UsageError("FILE takes --query, and its summary goes to standard output")
+    from .summarize_file import to_row
+
+    raw = sys.stdin.buffer.read() if file == "-" else Path(str(file)).read_bytes()
+    try:
+        document = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    with make_engine(**engine) as opened:
+        summary = opened.summarize([{"query": query, "title": title, "document": document}])[0]
+    click.echo(json.dumps(to_row(file, summary), ensure_ascii=False))
+    if summary.error is not None:
+        raise summary.error
+
+
+@main.command("eval")
+@click.option(
+    "--predictions", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id and summary."
+)
+@click.option(
+    "--references", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id, summary, document."
+)
+@click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def evaluate(predictions: str, references: str, lang: str, as_json: bool) -> None:
+    """ROUGE, exact matches, 4-gram copy share and length, with 95% intervals."""
+    from . import jsonl
+    from .evaluate import report
+
+    result = report.evaluate(jsonl.read(predictions), jsonl.read(references), lang)  # type: ignore[arg-type]
+    click.echo(json.dumps(result) if as_json else report.table(result))
+
+
+@main.command()
+@click.option(
+    "--data", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with query and document."
+)
+@click.option("--rows", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--latency-rows", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: torch's]")
+@engine_options
+@click.option("--json", "out", type=click.Path(dir_okay=False), help="Also write the result here.")
+def bench(data: str, rows: int, latency_rows: int, threads: int | None, out: str | None, **engine: Any) -> None:
+    """Offline requests/s and batch-1 latency, as JSON."""
+    import torch
+
+    from .evaluate.latency import measure
+    from .summarize_file import to_request, valid_rows
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    requests = [to_request(row) for row in valid_rows(data, rows + 4)]
+    if not requests:
+        raise QdengineError(f"{data} has no rows")
+    warm_up, measured = requests[rows:] or requests[:1], requests[:rows]
+    with make_engine(**engine) as opened:
+        facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
+        result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
+    text = json.dumps(result, indent=2)
+    click.echo(text)
+    if out is not None:
+        Path(out).write_text(text + "\n", encoding="utf-8")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+def doctor(as_json: bool) -> None:
+    """What runs on this machine. Exit code 1 when the default backend does not."""
+    from .doctor import examine
+
+    found = examine()
+    click.echo(json.dumps(found) if as_json else describe(found))
+    if not found["ok"]:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("model")
+def info(model: str) -> None:
+    """Architecture, prompt format, stop tokens and files of a student, bundle or folder, as JSON."""
+    from dataclasses import asdict
+
+    from . import student
+    from .checkpoint import load
+
+    loaded = load(student.resolve(model))
+    parameters = sum(tensor.numel() for tensor in loaded.weights().values())
+    click.echo(
+        json.dumps(
+            {
+                "name": loaded.name,
+                "path": str(loaded.path),
+                "parameters": parameters,
+                "architecture": asdict(loaded.config),
+                "prompt": loaded.prompt.to_dict(),
+                "stop_ids": loaded.stop_ids,
+                "digest": loaded.digest,
+                "files": {file.name: file.stat().st_size for file in sorted(loaded.path.iterdir()) if file.is_file()},
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+    )
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True))
+@click.argument("destination", type=click.Path())
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+def convert(source: str, destination: str, dtype: str) -> None:
+    """Import a .gguf file or a Hugging Face folder as the bundle DESTINATION."""
+    from .convert import convert as run
+
+    click.echo(run(source, destination, dtype))
+
+
+@main.group()
+def student() -> None:
+    """Install, list, locate and remove the named students."""
+
+
+@student.command("install")
+@click.argument("name")
+def install_student(name: str) -> None:
+    """Obtain, check and convert a student; a no-op when it is there."""
+    from . import student as students
+
+    click.echo(students.install(name))
+
+
+@student.command("list")
+def list_students() -> None:
+    """Every student, and where it is installed."""
+    from . import student as students
+
+    for name, path in students.installed().items():
+        click.echo(f"{name}  {path or 'not installed'}  {students.STUDENTS[name].description}")
+
+
+@student.command("path")
+@click.argument("name")
+def student_path(name: str) -> None:
+    """The bundle of an installed student."""
+    from . import student as students
+
+    click.echo(students.path(name))
+
+
+@student.command("remove")
+@click.argument("name")
+def remove_student(name: str) -> None:
+    """Delete an installed student."""
+    from . import student as students
+
+    click.echo("removed" if students.remove(name) else "was not installed")
+
+
+def describe(found: dict[str, Any]) -> str:
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines += [f"{name}:"] + [f"  {key}: {text}" for key, text in value.items()]
+        else:
+            lines.append(f"{name}: {'none' if value is None else value}")
+    return "\n".join(lines)
