@@ -35,7 +35,7 @@ inline Tensor view(const DLTensor& source, const DLPackExchangeAPI& api) {
   t.data = static_cast<char*>(source.data) + source.byte_offset;
   t.dtype = dtype_of(source.dtype);
   t.ndim = source.ndim;
-  t.device_id = source.device.device_id;
+  t.stream.device = source.device.device_id;
   int64_t dense = 1;
   for (int i = source.ndim - 1; i >= 0; --i) {
     t.shape[i] = source.shape[i];
@@ -46,7 +46,7 @@ inline Tensor view(const DLTensor& source, const DLPackExchangeAPI& api) {
     t.device = Device::cpu;
   } else if (source.device.device_type == kDLCUDA) {
     t.device = Device::cuda;
-    if (api.current_work_stream(kDLCUDA, t.device_id, &t.stream) != 0) throw pybind11::error_already_set();
+    if (api.current_work_stream(kDLCUDA, t.stream.device, &t.stream.handle) != 0) throw pybind11::error_already_set();
   }
   return t;
 }

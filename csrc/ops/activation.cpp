@@ -5,7 +5,7 @@
 namespace qdengine::ops {
 namespace {
 
-using Kernel = void (*Kernels::*)(const ActivationArgs&, void*);
+using Kernel = void (*Kernels::*)(const ActivationArgs&, Stream);
 
 // `ratio` columns of the input for one of the output.
 void activate(const char* op, Kernel kernel, const Tensor& out, const char* arg, const Tensor& x, int64_t ratio) {

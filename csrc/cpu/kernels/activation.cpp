@@ -36,7 +36,7 @@ void run_gelu(const ActivationArgs& a) {
 
 }  // namespace
 
-void silu_mul(const ActivationArgs& a, void*) { a.dtype == DType::bf16 ? run_silu_mul<bf16>(a) : run_silu_mul<float>(a); }
-void gelu(const ActivationArgs& a, void*) { a.dtype == DType::bf16 ? run_gelu<bf16>(a) : run_gelu<float>(a); }
+void silu_mul(const ActivationArgs& a, Stream) { a.dtype == DType::bf16 ? run_silu_mul<bf16>(a) : run_silu_mul<float>(a); }
+void gelu(const ActivationArgs& a, Stream) { a.dtype == DType::bf16 ? run_gelu<bf16>(a) : run_gelu<float>(a); }
 
 }  // namespace qdengine::QDENGINE_ISA

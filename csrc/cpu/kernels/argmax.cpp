@@ -47,6 +47,6 @@ void run(const ArgmaxArgs& a) {
 
 }  // namespace
 
-void greedy_argmax(const ArgmaxArgs& a, void*) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void greedy_argmax(const ArgmaxArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
 
 }  // namespace qdengine::QDENGINE_ISA

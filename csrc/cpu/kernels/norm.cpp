@@ -51,6 +51,6 @@ void run(const NormArgs& a) {
 
 }  // namespace
 
-void norm(const NormArgs& a, void*) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void norm(const NormArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
 
 }  // namespace qdengine::QDENGINE_ISA

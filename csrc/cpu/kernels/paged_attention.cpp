@@ -178,6 +178,6 @@ void run(const AttentionArgs& a) {
 
 }  // namespace
 
-void paged_attention(const AttentionArgs& a, void*) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void paged_attention(const AttentionArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
 
 }  // namespace qdengine::QDENGINE_ISA

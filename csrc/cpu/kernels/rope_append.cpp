@@ -64,6 +64,6 @@ void run(const RopeAppendArgs& a) {
 
 }  // namespace
 
-void rope_append(const RopeAppendArgs& a, void*) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void rope_append(const RopeAppendArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
 
 }  // namespace qdengine::QDENGINE_ISA

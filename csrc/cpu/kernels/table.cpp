@@ -5,14 +5,14 @@
 
 namespace qdengine::QDENGINE_ISA {
 
-void norm(const NormArgs&, void*);
-void silu_mul(const ActivationArgs&, void*);
-void gelu(const ActivationArgs&, void*);
-void rope_append(const RopeAppendArgs&, void*);
-void paged_attention(const AttentionArgs&, void*);
-void greedy_argmax(const ArgmaxArgs&, void*);
-void ngram_propose(const ProposeArgs&, void*);
-void verify_draft(const VerifyArgs&, void*);
+void norm(const NormArgs&, Stream);
+void silu_mul(const ActivationArgs&, Stream);
+void gelu(const ActivationArgs&, Stream);
+void rope_append(const RopeAppendArgs&, Stream);
+void paged_attention(const AttentionArgs&, Stream);
+void greedy_argmax(const ArgmaxArgs&, Stream);
+void ngram_propose(const ProposeArgs&, Stream);
+void verify_draft(const VerifyArgs&, Stream);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, rope_append, paged_attention,

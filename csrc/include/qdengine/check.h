@@ -52,7 +52,7 @@ class Check {
   }
 
   void device(const char* arg, const Tensor& t, const Tensor& like) const {
-    if (t.device != like.device || t.device_id != like.device_id) fail(arg, "the device of the first argument", "another");
+    if (t.device != like.device || t.stream.device != like.stream.device) fail(arg, "the device of the first argument", "another");
   }
 
   // `t` has the dtype and device of `like`.

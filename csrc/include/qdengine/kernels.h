@@ -72,17 +72,17 @@ struct VerifyArgs {
   int64_t out_stride, drafts_stride;
 };
 
-// One table per CPU instruction set, and one for CUDA (whose kernels run on `stream`, and ignore nothing else).
+// One table per CPU instruction set, and one for CUDA.
 struct Kernels {
   const char* isa;
-  void (*norm)(const NormArgs&, void* stream);
-  void (*silu_mul)(const ActivationArgs&, void* stream);
-  void (*gelu)(const ActivationArgs&, void* stream);
-  void (*rope_append)(const RopeAppendArgs&, void* stream);
-  void (*paged_attention)(const AttentionArgs&, void* stream);
-  void (*greedy_argmax)(const ArgmaxArgs&, void* stream);
-  void (*ngram_propose)(const ProposeArgs&, void* stream);
-  void (*verify_draft)(const VerifyArgs&, void* stream);
+  void (*norm)(const NormArgs&, Stream);
+  void (*silu_mul)(const ActivationArgs&, Stream);
+  void (*gelu)(const ActivationArgs&, Stream);
+  void (*rope_append)(const RopeAppendArgs&, Stream);
+  void (*paged_attention)(const AttentionArgs&, Stream);
+  void (*greedy_argmax)(const ArgmaxArgs&, Stream);
+  void (*ngram_propose)(const ProposeArgs&, Stream);
+  void (*verify_draft)(const VerifyArgs&, Stream);
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.

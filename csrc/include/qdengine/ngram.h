@@ -6,11 +6,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define QDENGINE_HD __host__ __device__ __forceinline__
-#else
-#define QDENGINE_HD static inline
-#endif
+#include "qdengine/host_device.h"
 
 namespace qdengine::ngram {
 
@@ -69,10 +65,16 @@ QDENGINE_HD int32_t draft_length(const History& h, int32_t place, int32_t limit)
   return limit < 0 ? 0 : (left < limit ? left : limit);
 }
 
-// Drafted tokens that the model would have written: `sampled[i]` is its token after row i.
+// Whether the model would have written drafted token i, where sampled[i] is its token after row i; a row is left for the
+// model's own token after the last one kept.
+QDENGINE_HD bool agrees(const int32_t* draft, int32_t drafted, const int32_t* sampled, int32_t rows, int32_t i) {
+  return i < drafted && i + 1 < rows && sampled[i] == draft[i];
+}
+
+// How many leading drafted tokens are kept.
 QDENGINE_HD int32_t accepted(const int32_t* draft, int32_t drafted, const int32_t* sampled, int32_t rows) {
   int32_t n = 0;
-  while (n < drafted && n + 1 < rows && sampled[n] == draft[n]) ++n;
+  while (agrees(draft, drafted, sampled, rows, n)) ++n;
   return n;
 }
 

@@ -11,15 +11,20 @@ enum class Device : uint8_t { cpu, cuda, other };
 
 constexpr int kMaxDims = 4;
 
+// Where a kernel runs: the CUDA stream that torch works on, and its device. Nothing on a CPU.
+struct Stream {
+  int device = 0;
+  void* handle = nullptr;
+};
+
 struct Tensor {
   void* data = nullptr;
   DType dtype = DType::other;
   Device device = Device::other;
-  int device_id = 0;
   int ndim = 0;
   int64_t shape[kMaxDims] = {};
   int64_t stride[kMaxDims] = {};  // in elements
-  void* stream = nullptr;         // the CUDA stream that torch works on; null on the CPU
+  Stream stream;
 
   int64_t dim(int i) const { return shape[i]; }
   template <class T>

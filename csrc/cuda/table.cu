@@ -1,0 +1,30 @@
+#include "qdengine/kernels.h"
+
+namespace qdengine {
+namespace cuda {
+
+void norm(const NormArgs&, Stream);
+void silu_mul(const ActivationArgs&, Stream);
+void gelu(const ActivationArgs&, Stream);
+void rope_append(const RopeAppendArgs&, Stream);
+void paged_attention(const AttentionArgs&, Stream);
+void greedy_argmax(const ArgmaxArgs&, Stream);
+void ngram_propose(const ProposeArgs&, Stream);
+void verify_draft(const VerifyArgs&, Stream);
+
+}  // namespace cuda
+
+const Kernels* cuda_kernels() {
+  static const Kernels table = {"cuda",
+                                cuda::norm,
+                                cuda::silu_mul,
+                                cuda::gelu,
+                                cuda::rope_append,
+                                cuda::paged_attention,
+                                cuda::greedy_argmax,
+                                cuda::ngram_propose,
+                                cuda::verify_draft};
+  return &table;
+}
+
+}  // namespace qdengine
