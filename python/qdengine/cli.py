@@ -41,9 +41,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except QdengineError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
+        except BrokenPipeError:  # click ends quietly when nobody reads on
+            raise
+        except (QdengineError, OSError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -91,16 +91,17 @@ def summarize(
         return
     if query is None or output is not None:
         raise click.UsageError("FILE takes --query, and its summary goes to standard output")
+    from . import jsonl
     from .summarize_file import to_row
 
     raw = sys.stdin.buffer.read() if file == "-" else Path(str(file)).read_bytes()
     try:
-        document = raw.decode("utf-8")
+        document = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     with make_engine(**engine) as opened:
         summary = opened.summarize([{"query": query, "title": title, "document": document}])[0]
-    click.echo(json.dumps(to_row(file, summary), ensure_ascii=False))
+    click.echo(jsonl.dumps(to_row(file, summary)), nl=False)  # bytes: UTF-8 whatever the terminal is set to
     if summary.error is not None:
         raise summary.error
 

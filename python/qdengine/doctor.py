@@ -21,7 +21,7 @@ def examine() -> dict[str, Any]:
             ops.load(name)
             backends[name] = "ok"
         except Exception as error:  # a broken install may fail in any way: report it
-            backends[name] = str(error)
+            backends[name] = str(error) or type(error).__name__
     native: dict[str, Any] = {}
     if backends["cpu"] == "ok":
         from .ops.native import build_info
@@ -30,7 +30,7 @@ def examine() -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     try:
         students = {name: str(path) if path else "not installed" for name, path in student.installed().items()}
-    except QdengineError as error:
+    except (QdengineError, OSError) as error:
         students = {"cache": str(error)}
     return {
         "qdengine": __version__,

@@ -1,32 +1,44 @@
-"""JSON Lines, plain or gzip: reading with errors by line, and writing that an interruption cannot spoil."""
+"""JSON Lines, plain or gzip: reading with errors by line, and taking up a file whose writer was killed."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import QdengineError
 
+_DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+
 
 class JsonlError(QdengineError, ValueError):
-    """A line that holds no JSON object, or a file that does not continue what it is asked to."""
+    """A line that holds no JSON object, a damaged file, or one that does not continue what it is asked to."""
 
 
 def open_binary(path: str | os.PathLike[str], mode: str) -> BinaryIO:
     """`mode` is "rb", "wb" or "ab"; a name that ends in .gz is gzip."""
-    return gzip.open(path, mode) if str(path).endswith(".gz") else open(path, mode)  # type: ignore[return-value]
+    return gzip.open(path, mode) if _is_gzip(path) else open(path, mode)  # type: ignore[return-value]
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any] | JsonlError]:
-    """Every line's object, or the error of a line that has none. Blank lines are passed over."""
-    with open_binary(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parse(line, number)
+    """Every line's object, or the error of a line that has none. Blank lines are passed over.
+
+    Raises `JsonlError` where a gzip file ends too early or is damaged, after the rows before that place.
+    """
+    try:
+        with open_binary(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                if line.strip():
+                    yield _parse(line, number)
+    except _DAMAGE as error:
+        raise JsonlError(f"{path} is no whole gzip file: {error}") from None
 
 
 def _parse(line: bytes, number: int) -> dict[str, Any] | JsonlError:
@@ -39,31 +51,57 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | JsonlError:
     return row if isinstance(row, dict) else JsonlError(f"line {number} is not a JSON object but {type(row).__name__}")
 
 
-def recover(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The whole rows of a file whose writer may have been killed; what follows them (a torn line) is cut off the file.
+def written(path: str | os.PathLike[str], begin: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a file whose writer may have been killed, each with the size of the text up to its end.
 
-    An absent file has no rows. A gzip file is written again, since its torn end cannot be cut in place.
+    A torn row at the end, which begins with `begin` as every row does, is passed over; `cut` takes it off. Raises
+    `JsonlError` for a file that no such writer leaves behind: it is somebody's, and not to be written to.
     """
-    rows: list[dict[str, Any]] = []
-    whole = bytearray()
-    if not Path(path).exists():
-        return rows
+    size = 0
     try:
         with open_binary(path, "rb") as file:
-            for line in file:
-                row = _parse(line, 0) if line.endswith(b"\n") else None
-                if not isinstance(row, dict):
-                    break
-                rows.append(row)
-                whole += line
-    except (EOFError, gzip.BadGzipFile):
-        pass
-    part = Path(f"{path}.part")
-    with gzip.open(part, "wb") if str(path).endswith(".gz") else open(part, "wb") as file:
-        file.write(whole)
+            for number, line in enumerate(file, 1):
+                row = _parse(line, number)
+                size += len(line)
+                if isinstance(row, dict):
+                    yield row, size
+                elif line.endswith(b"\n") or line[: len(begin)] != begin[: len(line)]:
+                    raise JsonlError(f"{path} is not an output to go on with: {row}; choose another name")
+    except EOFError:
+        return  # a torn gzip file
+    except _DAMAGE as error:
+        raise JsonlError(f"{path} is not an output to go on with: {error}; choose another name") from None
+
+
+def cut(path: str | os.PathLike[str], size: int) -> None:
+    """Keep the rows in the first `size` bytes of the text, and end the last one with a newline if it has none.
+
+    A gzip file is written again beside itself, for its torn end cannot be cut in place.
+    """
+    if not _is_gzip(path):
+        with open(path, "r+b") as file:
+            file.truncate(size)
+            file.seek(max(0, size - 1))
+            if file.read(1) not in (b"", b"\n"):
+                file.write(b"\n")
+        return
+    path = os.path.realpath(path)  # a link stays one
+    part = f"{path}.part"
+    with gzip.open(path, "rb") as old, gzip.open(part, "wb") as new:
+        while size:
+            line = old.readline()
+            size -= len(line)
+            new.write(line if line.endswith(b"\n") else line + b"\n")
+    shutil.copymode(path, part)
     os.replace(part, path)
-    return rows
 
 
 def dumps(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 cannot
+        return (json.dumps(row) + "\n").encode("ascii")
+
+
+def _is_gzip(path: str | os.PathLike[str]) -> bool:
+    return str(path).endswith(".gz")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,10 @@ from .request import Summary
 if TYPE_CHECKING:
     from .engine.engine import Engine
 
+_BEGIN = b'{"id": '
 _FIELDS = ("query", "document", "title", "max_new_tokens", "lookahead", "temperature", "top_p", "seed", "namespace")
+
+Row = dict[str, Any] | JsonlError
 
 
 def to_request(row: dict[str, Any]) -> dict[str, Any]:
@@ -49,42 +55,65 @@ def valid_rows(path: str | os.PathLike[str], most: int) -> list[dict[str, Any]]:
 
 def summarize_file(engine: Engine, source: str, output: str, batch_size: int) -> int:
     """Write a row for every row of `source`, after those that `output` has from an interrupted run. Returns how many
-    rows of the output have an error. Raises `JsonlError` when `output` is not the beginning of this run's output."""
+    rows of the output have an error. Raises `JsonlError`, and leaves `output` as it is, when that is not the beginning
+    of this run's output."""
     if os.path.exists(output) and os.path.samefile(source, output):
         raise QdengineError("--output is the --input file; choose another name")
-    rows = list(enumerate(jsonl.read(source), 1))
-    done = jsonl.recover(output)
-    _check_resumed(rows, done, output)
-    failed = sum(bool(row.get("error")) for row in done)
-    if done and len(done) < len(rows):
-        print(f"{output} has {len(done)} of {len(rows)} rows; going on from there", file=sys.stderr)
-    bar = tqdm(total=len(rows), initial=len(done), unit="row", disable=not sys.stderr.isatty())
+    total = sum(1 for _ in jsonl.read(source)) if os.path.isfile(source) else None
+    rows = enumerate(jsonl.read(source), 1)
+    done = failed = 0
+    if os.path.isfile(output):  # a pipe or a device has no rows to go on from
+        done, failed = _resume(engine, rows, output)
+    if done:
+        print(f"{output} has {done} of {total or 'the'} rows already", file=sys.stderr)
+    if done and done == total:
+        return failed
+    bar = tqdm(total=total, initial=done, unit="row", disable=not sys.stderr.isatty())
     with jsonl.open_binary(output, "ab") as file, bar:
-        for begin in range(len(done), len(rows), batch_size):
-            batch = rows[begin : begin + batch_size]
+        while batch := list(islice(rows, batch_size)):
             good = [row for _, row in batch if isinstance(row, dict)]
             summaries = iter(engine.summarize([to_request(row) for row in good]))
             for number, row in batch:
                 summary = next(summaries) if isinstance(row, dict) else Summary.failed(row)
                 failed += summary.error is not None
-                file.write(jsonl.dumps(to_row(_identity(number, row), summary)))
+                digest = {"digest": _digest(engine, row)}
+                file.write(jsonl.dumps(to_row(_identity(number, row), summary) | digest))
             file.flush()
             bar.update(len(batch))
     return failed
 
 
-def _identity(number: int, row: dict[str, Any] | JsonlError) -> Any:
-    return row["id"] if isinstance(row, dict) and "id" in row else number
+def _identity(number: int, row: Row) -> Any:
+    """The row's id where that is a text or a number, else its place."""
+    identity = row.get("id") if isinstance(row, dict) else None
+    return identity if isinstance(identity, (str, int, float)) and identity == identity else number
 
 
-def _check_resumed(rows: list[tuple[int, Any]], done: list[dict[str, Any]], output: str) -> None:
-    if len(done) > len(rows):
-        raise JsonlError(
-            f"{output} has {len(done)} rows and the input {len(rows)}; remove it or choose another --output"
-        )
-    for (number, row), old in zip(rows, done, strict=False):
-        if old.get("id") != _identity(number, row):
-            raise JsonlError(
-                f"{output}: row {number} has id {old.get('id')!r}, the input's is {_identity(number, row)!r}: "
-                "it is not from this input; remove it or choose another --output"
-            )
+def _digest(engine: Engine, row: Row) -> str | None:
+    """What the tokens of a row depend on, in 16 hex digits; None for a line that is no row."""
+    if isinstance(row, JsonlError):
+        return None
+    request = {"max_new_tokens": engine.config.max_new_tokens} | to_request(row)
+    request.pop("lookahead", None)
+    # What is neither a text nor a number is an error whatever it holds, and may be nested too deeply to be written.
+    plain = {k: v if isinstance(v, (str, int, float)) else type(v).__name__ for k, v in request.items()}
+    facts = [engine.checkpoint.digest, engine.precision, plain]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _resume(engine: Engine, rows: Iterator[tuple[int, Row]], output: str) -> tuple[int, int]:
+    """Take from `rows` those that `output` has; cut what is torn off it. Returns how many rows, and errors, it has."""
+    done = failed = size = 0
+    for old, end in jsonl.written(output, _BEGIN):
+        number, row = next(rows, (0, None))
+        if row is None:
+            raise JsonlError(f"{output} has more rows than the input; remove it or choose another --output")
+        for name, own in (("id", _identity(number, row)), ("digest", _digest(engine, row))):
+            if old.get(name, output) != own:
+                raise JsonlError(
+                    f"{output}: row {number} has {name} {old.get(name)!r}, and this run gives it {own!r}: it is from "
+                    "another input, model, precision or number of new tokens; remove it or choose another --output"
+                )
+        done, failed, size = done + 1, failed + bool(old.get("error")), end
+    jsonl.cut(output, size)
+    return done, failed

@@ -29,8 +29,8 @@ def evaluate(
     """Score `summary` by `id`. A reference row has `id`, `summary` (or `references`, best of) and `document`.
 
     A missing or failed prediction counts as an empty summary. Returns rows, missing, unknown, failed, and `scores`: for
-    each metric {mean, low, high}, a 95% bootstrap interval over rows. Raises `QdengineError` for double ids or no
-    references.
+    each metric {mean, low, high}, a 95% bootstrap interval over rows. Raises `QdengineError` for double ids, no
+    references, or a field that is no text.
     """
     predicted = _by_id(predictions, "predictions")
     wanted = _by_id(references, "references")
@@ -39,14 +39,14 @@ def evaluate(
     missing = [i for i in wanted if i not in predicted]
     columns: dict[str, list[float]] = {name: [] for name in (*METRICS, "exact", "copy4", "length")}
     for key, row in wanted.items():
-        text = (predicted.get(key) or {}).get("summary") or ""
+        text = predicted[key].get("summary") or "" if key in predicted else ""
         answers = row.get("references") or [row["summary"]]
         for metric, value in rouge(text, answers, lang).items():
             columns[metric].append(value)
         tokens = tokenize(text, lang)
         columns["exact"].append(100.0 * any(tokens == tokenize(answer, lang) for answer in answers))
         columns["length"].append(len(tokens))
-        share = copy_share(tokens, tokenize(row["document"], lang)) if "document" in row else None
+        share = copy_share(tokens, tokenize(row["document"], lang)) if row.get("document") else None
         if share is not None:
             columns["copy4"].append(share)
     generator = np.random.default_rng(seed)
@@ -68,12 +68,24 @@ def _by_id(rows: Iterable[dict[str, Any]], what: str) -> dict[str, dict[str, Any
             raise QdengineError(f"{what}: {row}")
         if "id" not in row:
             raise QdengineError(f"{what}: a row has no 'id'")
-        if what == "references" and "summary" not in row and not row.get("references"):
+        if what == "references" and row.get("summary") is None and not row.get("references"):
             raise QdengineError(f"{what}: row {row['id']!r} has no 'summary'")
+        _check_texts(row, what)
         if str(row["id"]) in found:
             raise QdengineError(f"{what}: id {row['id']!r} stands twice")
         found[str(row["id"])] = row
     return found
+
+
+def _check_texts(row: dict[str, Any], what: str) -> None:
+    fields: list[tuple[str, Any]] = [("summary", row.get("summary") or "")]
+    if what == "references":
+        answers = row.get("references") or []
+        fields += [("document", row.get("document") or "")]
+        fields += [("references", one) for one in answers] if isinstance(answers, list) else [("references", [answers])]
+    for name, value in fields:
+        if not isinstance(value, str):
+            raise QdengineError(f"{what}: row {row['id']!r}: {name} must hold text, not {type(value).__name__}")
 
 
 def _interval(values: list[float], generator: np.random.Generator) -> dict[str, float]:
