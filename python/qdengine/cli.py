@@ -30,7 +30,7 @@ def engine_options(command: Any) -> Any:
 def make_engine(model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None) -> Any:
     from . import Engine, EngineConfig
 
-    given = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
     config = EngineConfig(**{name: value for name, value in given.items() if value is not None})
     return Engine.from_pretrained(model, device, precision, config)
 

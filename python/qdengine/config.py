@@ -20,6 +20,8 @@ class EngineConfig:
     max_sequences: most sequences in one step.
     max_step_tokens: most tokens in one step: prefill chunks, drafts and plain decode together.
     max_new_tokens, lookahead: what a request means that does not say.
+    adaptive_lookahead: draft only as many tokens as pay, by what steps cost and drafts achieve here and now;
+        False drafts `lookahead` tokens whenever there is a match.
     """
 
     kv_bytes: int = 1 << 30
@@ -28,8 +30,12 @@ class EngineConfig:
     max_step_tokens: int = 1024
     max_new_tokens: int = 96
     lookahead: int = 64
+    adaptive_lookahead: bool = True
 
     def __post_init__(self) -> None:
+        adaptive = self.adaptive_lookahead
+        if not isinstance(adaptive, bool):
+            raise ConfigError(f"EngineConfig.adaptive_lookahead is {adaptive!r}; it must be True or False")
         for name, least in (
             ("kv_bytes", 1),
             ("block_tokens", 1),

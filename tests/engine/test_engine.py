@@ -47,8 +47,9 @@ requests = st.builds(
     sequences=st.integers(1, 6),
     blocks=st.sampled_from([24, 30, 400]),
     size=st.sampled_from([1, 5, 16]),
+    adaptive=st.booleans(),
 )
-def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, blocks, size):
+def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, blocks, size, adaptive):
     """Any draft length, batch, chunking, block size, and memory short enough to preempt: the same tokens."""
     per_token = 2 * 2 * 2 * 16 * 4
     config = {
@@ -57,6 +58,7 @@ def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, block
         "max_step_tokens": step_tokens,
         "max_sequences": sequences,
         "lookahead": 80,
+        "adaptive_lookahead": adaptive,
     }
     with open_engine(bundle, **config) as other:
         got = other.summarize([{**r, "lookahead": lookahead} for r in batch])

@@ -67,6 +67,17 @@ def expected(case: Case) -> list[torch.Tensor]:
     return [args[i] for i in case.outputs]
 
 
+def slack(case: Case, backend: str) -> torch.Tensor | float:
+    """Absolute error that is allowed on top: CUDA's tensor cores take attention's weights p rounded to the inputs'
+    type, which moves a result by up to 2^-9 (bfloat16) of sum p |v|."""
+    if backend != "cuda" or case.op != "paged_attention" or case.args[1].dtype == torch.float32:
+        return 0.0
+    args = list(case.args)
+    args[3] = args[3].abs()
+    magnitude = expected(Case(case.op, case.name, tuple(args), case.outputs))[0]
+    return TOLERANCES[case.args[1].dtype][0] * magnitude
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", ops.OPS)
 @pytest.mark.parametrize("backend", backends())
@@ -79,9 +90,9 @@ def test_against_float64(backend, op, dtype):
     for case in chosen:
         for got, want in zip(run(table, case, device), expected(case), strict=True):
             if got.is_floating_point():
-                torch.testing.assert_close(
-                    got.double(), want, rtol=relative, atol=absolute, msg=lambda m, c=case: f"{c.name}: {m}"
-                )
+                allowed = relative * want.abs() + absolute + slack(case, backend)
+                worst = ((got.double() - want).abs() / allowed).max().item() if want.numel() else 0.0
+                assert worst <= 1.0, f"{case.name}: {worst:.2f} times the tolerance"
             else:
                 assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
 

@@ -20,6 +20,7 @@ from ..model.kv_cache import KVCache
 from ..prompt import Prompt, encode
 from ..request import Request, Summary
 from .block_pool import BlockPool, prefix_keys
+from .draft_cost import DraftCost
 from .runner import Runner
 from .scheduler import Entry, Scheduler
 from .sequence import Sequence
@@ -63,6 +64,7 @@ class Engine:
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )
+        self._draft_cost = DraftCost(self.config.lookahead)
         self._stop_ids = frozenset(checkpoint.stop_ids)
         self._lock = threading.Lock()
         self._closed = False
@@ -208,9 +210,12 @@ class Engine:
             runner.admit(sequence)
             sequence.stats.reused_tokens = sequence.computed
             sequence.started = sequence.started or now
-        entries = scheduler.plan(runner.propose(scheduler.running, self.config.max_step_tokens))
+        begin = time.perf_counter()
+        running = scheduler.running
+        entries = scheduler.plan(runner.propose(running, [self._most_drafted(s, len(running)) for s in running]))
         written = runner.run(entries)
         now = time.perf_counter()
+        self._draft_cost.observe_step(len(entries), sum(e.new + e.drafted for e in entries), now - begin)
         for entry, tokens in zip(entries, written, strict=True):
             self._count(entry, len(tokens), now)
             kept = scheduler.commit(entry, tokens, self._stop_ids)
@@ -219,9 +224,16 @@ class Engine:
             else:
                 runner.append(entry.sequence, kept)
 
-    @staticmethod
-    def _count(entry: Entry, tokens: int, now: float) -> None:
+    def _most_drafted(self, sequence: Sequence, sequences: int) -> int:
+        if sequence.pending > self.config.max_step_tokens:
+            return 0  # its prompt takes more than this step
+        if not self.config.adaptive_lookahead:
+            return sequence.draft_limit
+        return self._draft_cost.length(sequence.acceptance, sequences, sequence.draft_limit)
+
+    def _count(self, entry: Entry, tokens: int, now: float) -> None:
         if entry.writes:
+            self._draft_cost.observe_draft(entry.sequence.acceptance, entry.drafted, tokens - 1)
             stats = entry.sequence.stats
             stats.steps += 1
             stats.drafted += entry.drafted

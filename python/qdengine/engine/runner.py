@@ -39,13 +39,12 @@ class Runner:
             [prompt.document_begin, prompt.document_end, len(prompt.ids), sequence.length], dtype=torch.int32
         )
 
-    def propose(self, running: list[Sequence], reach: int) -> np.ndarray:
-        """Draft for the sequences whose pending tokens fit a step of `reach` tokens. int32 by row: tokens drafted."""
+    def propose(self, running: list[Sequence], most: list[int]) -> np.ndarray:
+        """Draft at most `most[i]` tokens for `running[i]`. int32 by row: tokens drafted."""
         limits = self._limits.numpy()
         limits[:] = 0
-        for sequence in running:
-            if sequence.pending <= reach:
-                limits[sequence.row] = sequence.draft_limit
+        for sequence, limit in zip(running, most, strict=True):
+            limits[sequence.row] = limit
         self._host_ops.ngram_propose(
             self._drafts, self._draft_lens, self._tokens, self._ranks, self._bounds, self._limits
         )

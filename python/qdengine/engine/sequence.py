@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import QdengineError
 from ..prompt import Prompt
 from ..request import Request, Stats
+from .draft_cost import Acceptance
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +36,7 @@ class Sequence:
     finish_reason: str = ""
     error: QdengineError | None = None
     stats: Stats = field(default_factory=Stats)
+    acceptance: Acceptance = field(default_factory=Acceptance)
     arrived: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     first_token: float = 0.0
