@@ -26,7 +26,7 @@ def examine() -> dict[str, Any]:
     if backends["cpu"] == "ok":
         from .ops.native import build_info
 
-        native = build_info()
+        native = dict(build_info())
     gpu = torch.cuda.is_available()
     try:
         students = {name: str(path) if path else "not installed" for name, path in student.installed().items()}

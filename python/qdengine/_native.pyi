@@ -1,0 +1,52 @@
+"""The compiled ops. What each computes, with shapes and dtypes: `qdengine.ops.reference`."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+class _BuildInfo(TypedDict):
+    version: str
+    isas: list[str]
+    isa: str
+    cuda: bool
+    cuda_archs: list[str]
+
+def build_info() -> _BuildInfo:
+    """Version, CPU instruction sets built and resolved, CUDA architectures built."""
+
+def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None: ...
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None: ...
+def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None: ...
+def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None: ...
+def silu_mul(out: Tensor, gate_up: Tensor) -> None: ...
+def gelu(out: Tensor, x: Tensor) -> None: ...
+def rope_append(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+) -> None: ...
+def paged_attention(
+    out: Tensor,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lens: Tensor,
+    q_indptr: Tensor,
+    scale: float,
+) -> None: ...
+def greedy_argmax(out: Tensor, logits: Tensor) -> None: ...
+def ngram_propose(
+    drafts: Tensor, draft_lens: Tensor, tokens: Tensor, ranks: Tensor, bounds: Tensor, limits: Tensor
+) -> None: ...
+def verify_draft(
+    out: Tensor, out_lens: Tensor, drafts: Tensor, draft_lens: Tensor, sampled: Tensor, row_indptr: Tensor
+) -> None: ...

@@ -1,0 +1,74 @@
+"""One signature for an op everywhere: the reference, the extension, its stub and the Triton backend."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+from qdengine import _native, ops
+from qdengine.ops import reference
+
+KINDS = {
+    "Tensor": "Tensor",
+    "torch.Tensor": "Tensor",
+    "Tensor | None": "Tensor | None",
+    "torch.Tensor | None": "Tensor | None",
+    "float": "float",
+    "typing.SupportsFloat | typing.SupportsIndex": "float",
+}
+Signature = list[tuple[str, str]]
+
+
+def signature(function: ast.FunctionDef) -> Signature:
+    """Names and kinds of the parameters, in order."""
+    a = function.args
+    assert not (a.posonlyargs or a.kwonlyargs or a.vararg or a.kwarg or a.defaults), f"{function.name}: plain ones only"
+    assert function.returns is not None and ast.unparse(function.returns) == "None"
+    return [(p.arg, KINDS[ast.unparse(p.annotation)]) for p in a.args if p.annotation is not None]
+
+
+def parsed(path: str | Path) -> dict[str, ast.FunctionDef]:
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+STUB_FILE = Path(_native.__file__).with_name("_native.pyi")
+STUB = parsed(STUB_FILE)
+REFERENCE = parsed(reference.__file__)
+
+
+def documented(function) -> ast.FunctionDef:
+    """The signature that pybind11 writes into the docstring."""
+    node = ast.parse(f"def {function.__doc__.splitlines()[0]}: ...").body[0]
+    assert isinstance(node, ast.FunctionDef)
+    return node
+
+
+@pytest.mark.parametrize("op", ops.OPS)
+def test_signatures_agree(op):
+    want = signature(REFERENCE[op])
+    assert len(want) == len(inspect.signature(getattr(reference, op)).parameters) > 1
+    assert want[0][1] == "Tensor", "destination first"
+    assert signature(STUB[op]) == want
+    assert signature(documented(getattr(_native, op))) == want
+    spec = importlib.util.find_spec("qdengine.ops.triton")
+    assert spec is not None and spec.origin is not None
+    assert signature(parsed(spec.origin)[op]) == want
+
+
+def test_the_stub_has_every_name():
+    names = {name for name in dir(_native) if not name.startswith("_")}
+    assert set(STUB) == names == {*ops.OPS, "build_info"}
+    assert list(STUB) == ["build_info", *ops.OPS], "and in the order of the table"
+
+
+def test_build_info_is_what_the_stub_says():
+    fields = next(n for n in ast.parse(STUB_FILE.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)).body
+    kinds = {"str": str, "bool": bool, "list[str]": list}
+    told = {ast.unparse(f.target): kinds[ast.unparse(f.annotation)] for f in fields if isinstance(f, ast.AnnAssign)}
+    info = _native.build_info()
+    assert {name: type(value) for name, value in info.items()} == told
+    assert all(isinstance(x, str) for x in info["isas"] + info["cuda_archs"]) and info["isa"] in info["isas"]
