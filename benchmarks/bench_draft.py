@@ -15,7 +15,7 @@ Prints one JSON line for each policy and lookahead. Figures are means over summa
   tokens_per_step      tokens of all summaries (the stop token included) over all steps.
   drafted, accepted    drafted tokens of a summary, and those kept.
 
-    python benchmarks/bench_draft.py --data /work/shared/data/webqa_en.test.jsonl.gz --lookahead 10 --lookahead 64
+    python benchmarks/bench_draft.py --data webqa_en.test.jsonl.gz --lookahead 10 --lookahead 64
 """
 
 from __future__ import annotations

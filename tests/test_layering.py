@@ -19,7 +19,7 @@ LAYERS = [
     {"ops", "evaluate"},
     {"model"},
     {"huggingface", "checkpoint"},
-    {"convert"},
+    {"convert", "export"},
     {"student"},
     {"engine"},
     {"summarize_file", "doctor"},

@@ -207,6 +207,17 @@ def convert(source: str, destination: str, dtype: str) -> None:
     click.echo(run(source, destination, dtype))
 
 
+@main.command()
+@click.argument("model")
+@click.argument("destination", type=click.Path())
+def export(model: str, destination: str) -> None:
+    """Write a student or bundle as the Hugging Face folder DESTINATION, for other engines and training tools."""
+    from . import student
+    from .export import export as run
+
+    click.echo(run(student.resolve(model), destination))
+
+
 @main.group()
 def student() -> None:
     """Install, list, locate and remove the named students."""
