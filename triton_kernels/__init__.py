@@ -1,0 +1,24 @@
+"""The ops of `qdengine.ops.reference` as Triton kernels and their launchers, which check nothing: `qdengine.ops.triton`
+does. Imports torch and triton only."""
+
+from .activation import gelu, silu_mul
+from .argmax import greedy_argmax
+from .draft import ngram_propose, verify_draft
+from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .paged_attention import paged_attention
+from .rope_append import rope_append
+
+__all__ = [
+    "MAX_WIDTH",
+    "add_layer_norm",
+    "add_rms_norm",
+    "gelu",
+    "greedy_argmax",
+    "layer_norm",
+    "ngram_propose",
+    "paged_attention",
+    "rms_norm",
+    "rope_append",
+    "silu_mul",
+    "verify_draft",
+]
