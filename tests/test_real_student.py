@@ -1,5 +1,8 @@
-"""The default student on real pages: transformers' tokens, and lossless lookahead. Skipped where student or data are not
-there: `qdengine student install smollm2-135m`, and QDENGINE_DATA or ../shared/data for the rows."""
+"""The default student on real pages: transformers' tokens, and lossless lookahead.
+
+Skipped where student or data are not there: `qdengine student install smollm2-135m`, and QDENGINE_DATA or
+../shared/data for the rows.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +66,11 @@ def test_transformers_writes_the_same(bundle, requests, tmp_path):
 
 def test_lossless(bundle, requests):
     """Without drafts, with every draft length policy, alone and in a batch, whole and in chunks: the same ids."""
-    some = requests[:10]
-    with open_engine(bundle, max_new_tokens=40, lookahead=0) as engine:
+    some = requests[:4]
+    with open_engine(bundle, max_new_tokens=32, lookahead=0) as engine:
         plain = [engine.summarize([request])[0].token_ids for request in some]
     for options in ({"adaptive_lookahead": False}, {}, {"max_step_tokens": 200, "lookahead": 7, "max_sequences": 3}):
-        with open_engine(bundle, max_new_tokens=40, **options) as engine:
+        with open_engine(bundle, max_new_tokens=32, **options) as engine:
             summaries = engine.summarize(some)
             assert [s.token_ids for s in summaries] == plain, options
             assert sum(s.stats.accepted for s in summaries) > 0

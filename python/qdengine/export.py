@@ -107,14 +107,18 @@ def _config(config: ModelConfig) -> dict[str, Any]:
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     scaling = config.rope_scaling
-    return scaling and {
-        "rope_type": "llama3",
-        "rope_theta": config.rope_theta,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-    }
+    return (
+        None
+        if scaling is None
+        else {
+            "rope_type": "llama3",
+            "rope_theta": config.rope_theta,
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
+    )
 
 
 def _llama(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
