@@ -2,9 +2,9 @@
 
     python benchmarks/lossless.py --data webqa_en.test.jsonl.gz --rows 500 --precision bfloat16
 
-Every row is summarized with drafts, then without (its document is warm then, so both read the same keys and values), and
-where the two differ the margin between the two most likely tokens at the first difference is looked up: a difference
-that rounding explains is a near tie. In float32 no row may differ.
+Every row is summarized with drafts, then without (its document is warm then, so both read the same keys and values),
+and where the two differ the margin between the two most likely tokens at the first difference is looked up: where
+rounding explains it, it is a near tie. In float32 no row may differ.
 """
 
 from __future__ import annotations

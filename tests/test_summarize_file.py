@@ -135,9 +135,11 @@ def test_devices_and_pipes(model, tmp_path):
     fine("summarize", "--input", source, "--output", "/dev/null", *model)
     assert Path("/dev/null").is_char_device() and not Path("/dev/null.part").exists()
     os.mkfifo(fifo)
-    writer = threading.Thread(target=lambda: fifo.write_bytes(Path(source).read_bytes()), daemon=True)
+    data = [Path(source).read_bytes(), b""]  # who reads a second time gets nothing, and does not wait for ever
+    writer = threading.Thread(target=lambda: [fifo.write_bytes(part) for part in data], daemon=True)
     writer.start()
     fine("summarize", "--input", fifo, "--output", output, *model)
+    os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
     writer.join(10)
     assert [row["id"] for row in jsonl.read(output)] == ["row 0", "row 1", "row 2"]
 
