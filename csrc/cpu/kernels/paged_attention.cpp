@@ -5,6 +5,7 @@
 // of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill,
 // by the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, so a row's result does not
 // depend on the batch, on how the prompt was cut into chunks, or on the thread.
+#include "qdengine/attention.h"
 #include "simd.h"
 
 namespace qdengine::QDENGINE_ISA {
@@ -17,7 +18,8 @@ constexpr int kRows = 2, kCols = 2;
 #else
 constexpr int kRows = 1, kCols = 2;
 #endif
-constexpr int64_t kKeys = 64, kTokenTile = 32, kMaxHeadWidth = 512, kMaxGroup = 16;
+constexpr int32_t kKeys = 64, kTokenTile = 32;
+constexpr int64_t kMaxHeadWidth = 512, kMaxGroup = 16;
 constexpr int64_t kMaxRows = kTokenTile * kMaxGroup;
 
 // c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
@@ -72,12 +74,11 @@ Scratch& scratch() {
 template <class T>
 struct Item {
   const AttentionArgs& a;
-  int64_t sequence, kv_head, first, tokens;  // rows of q: [first, first + tokens)
-  int64_t position;                          // of the first token
+  int64_t sequence, kv_head;
+  attention::Rows rows;  // of this tile: `kv_len` ends with its last token
 
-  int64_t group() const { return a.heads / a.kv_heads; }
-  int64_t rows() const { return tokens * group(); }
-  int64_t head_offset(int64_t row) const { return (kv_head * group() + row % group()) * a.head_width; }
+  int64_t head_offset(int32_t row) const { return (kv_head * rows.group + head(rows, row)) * a.head_width; }
+  int64_t token_of(int32_t row) const { return rows.first_token + token(rows, row); }
 
   // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
   void gather(Scratch& s, int64_t begin, int64_t end) const {
@@ -123,44 +124,43 @@ struct Item {
 
   void run() const {
     Scratch& s = scratch();
-    const int64_t d = a.head_width, ld = padded(d), n = rows();
-    for (int64_t row = 0; row < n; ++row) {
-      const T* q = static_cast<const T*>(a.q) + (first + row / group()) * a.q_stride + head_offset(row);
+    const int64_t d = a.head_width, ld = padded(d);
+    const int32_t n = count(rows);
+    for (int32_t row = 0; row < n; ++row) {
+      const T* q = static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row);
       for (int64_t i = 0; i < d; ++i) s.q[row * d + i] = load1(q + i);
       for (int64_t i = 0; i < ld; ++i) s.out[row * ld + i] = 0.0f;
       s.top[row] = -__builtin_inff();
       s.total[row] = 0.0f;
     }
-    const int64_t length = position + tokens;
-    for (int64_t begin = 0; begin < length; begin += kKeys) {
-      gather(s, begin, length);
+    const int32_t position = rows.kv_len - rows.new_tokens;  // of the first token
+    for (int32_t begin = 0; begin < rows.kv_len; begin += kKeys) {
+      gather(s, begin, rows.kv_len);
       // Rows before this one see nothing of the tile: skipping them is exact, and halves a long prefill's work.
-      const int64_t skip = begin > position ? (begin - position) * group() : 0;
+      const int32_t skip = begin > position ? (begin - position) * rows.group : 0;
       for (int64_t i = skip * kKeys; i < n * kKeys; ++i) s.scores[i] = 0.0f;
       multiply_add(s.q + skip * d, d, s.k, kKeys, s.scores + skip * kKeys, kKeys, n - skip, kKeys, d);
-      for (int64_t row = skip; row < n; ++row) soften(s, row, position + row / group() + 1 - begin);
+      for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
       multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.out + skip * ld, ld, n - skip, ld, kKeys);
     }
-    for (int64_t row = 0; row < n; ++row) {
-      T* out = static_cast<T*>(a.out) + (first + row / group()) * a.heads * d + head_offset(row);
+    for (int32_t row = 0; row < n; ++row) {
+      T* out = static_cast<T*>(a.out) + token_of(row) * a.heads * d + head_offset(row);
       const float inverse = 1.0f / s.total[row];
       for (int64_t i = 0; i < d; ++i) store1(out + i, s.out[row * ld + i] * inverse);
     }
   }
 };
 
-// Tiles of a sequence, for all kv heads.
 inline int64_t tiles(const AttentionArgs& a, int64_t s) {
-  const int64_t tokens = a.q_indptr[s + 1] - a.q_indptr[s];
-  return tokens > 0 ? (tokens + kTokenTile - 1) / kTokenTile : 0;
+  return attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, kTokenTile);
 }
 
 template <class T>
 void run_tile(const AttentionArgs& a, int64_t s, int64_t tile, int64_t kv_head) {
-  const int64_t first = a.q_indptr[s] + tile * kTokenTile;
-  const int64_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
-  const int64_t position = a.kv_lens[s] - left;
-  Item<T>{a, s, kv_head, first, tokens, position}.run();
+  const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * kTokenTile;
+  const int32_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
+  const attention::Rows rows{first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)};
+  Item<T>{a, s, kv_head, rows}.run();
 }
 
 template <class T>

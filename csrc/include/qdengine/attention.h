@@ -1,4 +1,4 @@
-// Which rows and keys a tile of paged_attention covers: the index logic of the CUDA kernels, free of CUDA.
+// Which rows and keys a tile of paged_attention covers: the index logic that the kernels of host and device share.
 //
 // The rows of a sequence are (new token, query head of one kv head) pairs laid end to end: row r is token r / group and head
 // r % group, so that the heads which share keys share their load.
