@@ -65,7 +65,6 @@ def test_rows_carry_the_options_of_requests(model, tmp_path):
 
 def test_bad_rows_harm_only_themselves(model, tmp_path):
     good = questions(2)
-    deep = '{"id": "deep", "query": "q", "document": ' + "[" * 900 + "]" * 900 + "}\n"
     lines = [
         good[0],
         b'{"id": "torn", \n',
@@ -74,7 +73,7 @@ def test_bad_rows_harm_only_themselves(model, tmp_path):
         {"id": "empty", "query": "", "document": "x"},
         {"id": 6.5, "query": "q"},
         {"query": "no id", "document": None},
-        deep.encode(),
+        {"id": "deep", "query": "q", "document": [[["x"]]]},
         {"id": ["list"], "query": "q", "document": "x", "lookahead": "many"},
         {"id": "half \ud800", "query": "q", "document": "half \ud800"},
         {"id": float("nan"), "query": "long " * 600, "document": "x"},
@@ -99,6 +98,15 @@ def test_bad_rows_harm_only_themselves(model, tmp_path):
     again = run(*arguments)
     assert again.exit_code == 0 and "has 12 of 12 rows already" in again.stderr
     assert list(jsonl.read(output)) == rows
+
+
+def test_rows_nested_as_deep_as_they_can_be_read(model, tmp_path):
+    """What can just be read cannot be written again: such a row is an error, too, and not the end of the run."""
+    lines = ['{"query": "q", "document": ' + "[" * n + "]" * n + "}\n" for n in range(600, 1000)]
+    source, output = write_rows(tmp_path / "in.jsonl", [line.encode() for line in lines]), tmp_path / "out.jsonl"
+    fine("summarize", "--input", source, "--output", output, *model)
+    kinds = [row["error"]["type"] for row in jsonl.read(output)]
+    assert len(kinds) == 400 and set(kinds) <= {"InvalidTypeError", "JsonlError"} and kinds[0] == "InvalidTypeError"
 
 
 def test_an_input_without_rows_has_an_output_without_rows(model, tmp_path):
@@ -187,7 +195,7 @@ def test_another_run_is_not_mixed_in(model, tmp_path):
     fails(message, *arguments(rows, "--precision", "bfloat16"))
     fails(message, *arguments(rows, "--model", tiny_bundle(tmp_path, "qwen3")))
     assert output.read_bytes() == torn, "refused, and so not even cut"
-    fine(*arguments([*rows, rows[0]], "--lookahead", 0))  # it changes no token
+    fine(*arguments([{**row, "lookahead": 3} for row in [*rows, rows[0]]], "--lookahead", 0))  # it changes no token
     assert output.read_bytes().startswith(before) and len(results(output)) == 4
 
 

@@ -155,12 +155,13 @@ def _load_bundle(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder / DESCRIPTION}: {type(error).__name__}: {error}; convert the model again"
         ) from None
-    for name in {WEIGHTS, TOKENIZER, *manifest}:
-        file = folder / name
+    for name in manifest:
         if Path(name).name != name:
             raise CheckpointError(
                 f"{folder / DESCRIPTION}: the manifest names {name!r}, which is not a plain file name"
             )
+    for name in sorted({WEIGHTS, TOKENIZER, *manifest}):
+        file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; the bundle is incomplete, convert or install it again")
         if sha256(file) != manifest.get(name):
