@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cases import Case, cases
@@ -230,8 +231,11 @@ def test_rows_four_gigabytes_apart(table):
 
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_do_not_depend_on_the_batch(table, dtype):
+def test_rows_do_not_depend_on_the_batch(table, dtype, monkeypatch):
     """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
+    if INTERPRETED:
+        # The interpreter multiplies tiles with a BLAS that, on some CPUs, sums a row differently by where it stands.
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype: np.einsum("ik,kj->ij", a, b, dtype=dtype))
     chosen = [c for c in cases(dtype) if c.op == "paged_attention" and c.name[:2] in ("H9", "H8")]
     for case in chosen[2::2]:
         args = [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in case.args]
