@@ -2,8 +2,8 @@
 //
 // A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that a
 // tile of 64 keys is gathered from its blocks, widened to float32 and transposed once for all of its rows (96 rows for 32 tokens
-// of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill,
-// by the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, so a row's result does not
+// of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill, by
+// the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, so a row's result does not
 // depend on the batch, on how the prompt was cut into chunks, or on the thread.
 #include "qdengine/attention.h"
 #include "simd.h"
@@ -41,6 +41,16 @@ inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, floa
   }
 }
 
+// The same for `rows` <= R rows, all in one register block: a row's sums do not depend on its neighbours.
+template <int R, int C>
+inline void last_block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows,
+                       int64_t depth) {
+  if constexpr (R > 0) {
+    if (rows == R) return block<R, C>(a, lda, b, ldb, c, ldc, depth);
+    last_block<R - 1, C>(a, lda, b, ldb, c, ldc, rows, depth);
+  }
+}
+
 // c[rows][cols] += a b, cols a multiple of 16.
 void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t cols,
                   int64_t depth) {
@@ -48,7 +58,7 @@ void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, floa
   for (; j + kCols * kLanes <= cols; j += kCols * kLanes) {
     int64_t r = 0;
     for (; r + kRows <= rows; r += kRows) block<kRows, kCols>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
-    for (; r < rows; ++r) block<1, kCols>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
+    last_block<kRows - 1, kCols>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, rows - r, depth);
   }
   for (; j < cols; j += kLanes) {
     for (int64_t r = 0; r < rows; ++r) block<1, 1>(a + r * lda, lda, b + j, ldb, c + r * ldc + j, ldc, depth);
@@ -82,18 +92,30 @@ struct Item {
 
   // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
   void gather(Scratch& s, int64_t begin, int64_t end) const {
+    static const T zeros[kMaxHeadWidth] = {};
+    const T *keys[kKeys], *values[kKeys];
     const int64_t d = a.head_width, ld = padded(d);
+    const int32_t* table = a.block_tables + sequence * a.table_stride;
+    int64_t block = begin / a.block_tokens, offset = begin % a.block_tokens;
     for (int64_t j = 0; j < kKeys; ++j) {
-      const bool live = begin + j < end;
-      int64_t slot = 0;
-      if (live) {
-        const int64_t at = begin + j;
-        slot = a.block_tables[sequence * a.table_stride + at / a.block_tokens] * a.block_tokens + at % a.block_tokens;
+      keys[j] = values[j] = zeros;
+      if (begin + j >= end) continue;
+      const int64_t at = ((table[block] * a.block_tokens + offset) * a.kv_heads + kv_head) * d;
+      keys[j] = static_cast<const T*>(a.k_cache) + at;
+      values[j] = static_cast<const T*>(a.v_cache) + at;
+      if (++offset == a.block_tokens) offset = 0, ++block;
+    }
+    const int64_t whole = d / kWidth * kWidth;
+    for (int64_t j = 0; j < kKeys; j += kWidth) {
+      for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, s.k + i * kKeys + j, kKeys);
+      for (int64_t i = whole; i < d; ++i) {
+        for (int64_t r = j; r < j + kWidth; ++r) s.k[i * kKeys + r] = load1(keys[r] + i);
       }
-      const T* key = static_cast<const T*>(a.k_cache) + (slot * a.kv_heads + kv_head) * d;
-      const T* value = static_cast<const T*>(a.v_cache) + (slot * a.kv_heads + kv_head) * d;
-      for (int64_t i = 0; i < d; ++i) s.k[i * kKeys + j] = live ? load1(key + i) : 0.0f;
-      for (int64_t i = 0; i < ld; ++i) s.v[j * ld + i] = live && i < d ? load1(value + i) : 0.0f;
+    }
+    for (int64_t j = 0; j < kKeys; ++j) {
+      for (int64_t i = 0; i < ld; i += kLanes) {
+        store(s.v + j * ld + i, i + kLanes <= d ? load(values[j] + i) : load_some(values[j] + i, d - i));
+      }
     }
   }
 
@@ -104,7 +126,7 @@ struct Item {
     Vec best = splat(s.top[row]);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
       Vec y = load(x + j) * a.scale;
-      for (int i = 0; seen < j + kLanes && i < kLanes; ++i) y[i] = j + i < seen ? y[i] : -__builtin_inff();
+      y = kLane + static_cast<int32_t>(j) < static_cast<int32_t>(seen) ? y : splat(-__builtin_inff());
       store(x + j, y);
       best = vmax(best, y);
     }

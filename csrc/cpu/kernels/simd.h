@@ -18,6 +18,8 @@ struct bf16 {
   uint16_t bits;
 };
 
+constexpr IVec kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 inline Vec splat(float x) { return Vec{} + x; }
 inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -51,6 +53,48 @@ inline Vec load_some(const T* p, int64_t n, float fill = 0.0f) {
 template <class T>
 inline void store_some(T* p, Vec x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store1(p + i, x[i]);
+}
+
+// Registers of the instruction set, for shuffles: GCC takes those of wider vectors apart into single elements.
+#if defined(QDENGINE_ISA_avx512)
+constexpr int kWidth = 16;
+#elif defined(QDENGINE_ISA_avx2)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+typedef float Reg __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
+typedef int32_t IReg __attribute__((vector_size(4 * kWidth), may_alias));
+typedef uint32_t UReg __attribute__((vector_size(4 * kWidth), may_alias));
+typedef uint16_t HReg __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
+
+inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
+inline Reg load_reg(const bf16* p) {
+  return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
+}
+
+// to[c * ld + r] = rows[r][i + c] for kWidth rows and columns, by log2(kWidth) rounds that interleave the halves of the set.
+template <class T>
+inline void transpose(const T* const* rows, int64_t i, float* to, int64_t ld) {
+  IReg low, high;
+  for (int k = 0; k < kWidth; ++k) {
+    low[k] = k / 2 + k % 2 * kWidth;
+    high[k] = low[k] + kWidth / 2;
+  }
+  Reg x[kWidth], y[kWidth];
+  for (int r = 0; r < kWidth; ++r) x[r] = load_reg(rows[r] + i);
+#pragma GCC unroll 4
+  for (int round = 1; round < kWidth; round *= 2) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kWidth / 2; ++r) {
+      y[2 * r] = __builtin_shuffle(x[r], x[r + kWidth / 2], low);
+      y[2 * r + 1] = __builtin_shuffle(x[r], x[r + kWidth / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kWidth; ++r) x[r] = y[r];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kWidth; ++r) *reinterpret_cast<Reg*>(to + r * ld) = x[r];
 }
 
 // One fixed order of addition on every instruction set.
