@@ -39,6 +39,7 @@ def examine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "isa": native.get("isa"),
         "isas_built": native.get("isas"),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "threads": torch.get_num_threads(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
