@@ -15,7 +15,7 @@ PACKAGE = ROOT / "python" / "qdengine"
 # Lower layers first: a module may import its own layer and those before it.
 LAYERS = [
     {"errors", "config", "request", "jsonl"},
-    {"tokenizer", "sentences", "prompt"},
+    {"tokenizer", "sentences", "documents", "prompt"},
     {"ops", "evaluate"},
     {"model"},
     {"huggingface", "checkpoint"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qdengine.sentences import query_terms, sentence_ranks, sentence_scores, sentence_starts
+from qdengine.sentences import Sentences, query_terms, sentence_starts
 
 
 def sentences(text: str) -> list[str]:
@@ -35,8 +35,7 @@ def test_query_terms():
 
 
 def best(text: str, query: str) -> str:
-    starts = sentence_starts(text)
-    return sentences(text)[int(np.argmax(sentence_scores(text, starts, query)))]
+    return sentences(text)[int(np.argmax(Sentences.of(text).scores(query)))]
 
 
 def test_a_rare_term_says_more_than_a_common_one():
@@ -56,14 +55,14 @@ def test_without_overlap_the_first_sentence_is_best():
 
 def test_scores_fit_the_ops_packing():
     query = " ".join(f"q{i:x}" for i in range(3000))
-    assert sentence_scores(f"{query}. x.", [0, len(query) + 2], query).max() <= 0xFFFF
+    assert Sentences.of(f"{query}. x.").scores(query).max() <= 0xFFFF
 
 
 def test_ranks():
     text = "A fox. Moss is old."
     offsets = np.array([[-6, -1], [-1, 0], [0, 1], [1, 5], [5, 6], [6, 11], [11, 14], [14, 18], [18, 19]])
-    ranks = sentence_ranks(text, "old moss", offsets)
+    ranks = Sentences.of(text).ranks("old moss", offsets)
     assert ranks[:2].tolist() == [0, 0]  # the title
     assert (ranks & 1).tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 0]  # " Moss" begins with the space
     assert set(ranks[2:5] >> 1) == {0} and len(set(ranks[5:] >> 1)) == 1 and ranks[5] >> 1 > 0
-    assert sentence_ranks("", "q", np.zeros((0, 2), np.int32)).tolist() == []
+    assert Sentences.of("").ranks("q", np.zeros((0, 2), np.int32)).tolist() == []

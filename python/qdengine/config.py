@@ -17,6 +17,8 @@ class EngineConfig:
 
     kv_bytes: memory for keys and values, in bytes.
     block_tokens: tokens of one block of that memory; documents are shared in whole blocks.
+    document_cache_bytes: memory for the tokens and sentences of documents, so that a known text is not tokenised
+        again; 0 keeps none.
     max_sequences: most sequences in one step.
     max_step_tokens: most tokens in one step: prefill chunks, drafts and plain decode together.
     max_new_tokens, lookahead: what a request means that does not say.
@@ -26,6 +28,7 @@ class EngineConfig:
 
     kv_bytes: int = 1 << 30
     block_tokens: int = 16
+    document_cache_bytes: int = 128 << 20
     max_sequences: int = 64
     max_step_tokens: int = 1024
     max_new_tokens: int = 96
@@ -39,6 +42,7 @@ class EngineConfig:
         for name, least in (
             ("kv_bytes", 1),
             ("block_tokens", 1),
+            ("document_cache_bytes", 0),
             ("max_sequences", 1),
             ("max_step_tokens", 1),
             ("max_new_tokens", 1),

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from .documents import Document, DocumentCache, DocumentKey
 from .errors import ConfigError, LimitError, RequestError
 from .request import Request
-from .sentences import sentence_ranks, sentence_starts
-from .tokenizer import Encoding, Tokenizer
+from .sentences import sentence_starts
+from .tokenizer import Tokenizer
 
 _PLACE = re.compile(r"\{(title|document|query)\}")
 # Text beyond this many characters for every token of the limit is not tokenised: ordinary text has about 4.
@@ -97,21 +98,30 @@ class Prompt:
 
 
 def encode(
-    tokenizer: Tokenizer, prompt: PromptFormat, requests: Sequence[Request], max_tokens: Sequence[int] | int
-) -> list[Prompt | RequestError]:
+    tokenizer: Tokenizer, prompt: PromptFormat, requests: Sequence[Request], max_tokens: Sequence[int] | int,
+    cache: DocumentCache | None = None,
+) -> list[Prompt | RequestError]:  # fmt: skip
     """The prompt of every request, at most `max_tokens` (of each, or of all) tokens long.
+
+    A document is tokenised once for all requests about it, and not at all when `cache` has it.
 
     A document that is too long is cut at the last sentence end that fits, and its ids are the first ones of the whole
     document's. Where query, title and format leave no room for the document, the result is a `LimitError`.
     """
     limits = [max_tokens] * len(requests) if isinstance(max_tokens, int) else max_tokens
     rendered = [_render(prompt, request, most) for request, most in zip(requests, limits, strict=True)]
-    encodings = iter(tokenizer.encode_batch([text for one in rendered for text in one.texts]))
+    documents = {one.document: cache.get(one.document) if cache else None for one in rendered}
+    unknown = [key for key, document in documents.items() if document is None]
+    encodings = iter(tokenizer.encode_batch([*(k.text for k in unknown), *(t for one in rendered for t in one.others)]))
+    for key in unknown:
+        documents[key] = document = Document(key, next(encodings))
+        if cache:
+            cache.put(document)
     result: list[Prompt | RequestError] = []
     for request, one, most in zip(requests, rendered, limits, strict=True):
-        parts = [next(encodings) for _ in one.texts]
+        others = [next(encodings).ids for _ in one.others]
         try:
-            result.append(_assemble(prompt, request, one, parts, most))
+            result.append(_assemble(prompt, request, one, documents[one.document], others, most))
         except RequestError as error:
             result.append(error)
     return result
@@ -119,11 +129,11 @@ def encode(
 
 @dataclass(slots=True)
 class _Rendered:
-    """texts: of the parts. head: where the document begins in its part. overlong: fields of which only the beginning is
-    in."""
+    """document: the part that holds it. others: texts of the other parts. overlong: fields of which only the beginning
+    is in."""
 
-    texts: list[str]
-    head: int
+    document: DocumentKey
+    others: list[str]
     overlong: set[str]
 
 
@@ -138,17 +148,20 @@ def _render(prompt: PromptFormat, request: Request, max_tokens: int) -> _Rendere
     def fill(template: str) -> str:
         return _PLACE.sub(lambda match: fields[match[1]], template)
 
-    head = len(fill(prompt.parts[prompt.document_part].removesuffix("{document}")))
-    return _Rendered([fill(part) for part in prompt.parts], head, overlong)
+    which = prompt.document_part
+    head = len(fill(prompt.parts[which].removesuffix("{document}")))
+    texts = [fill(part) for part in prompt.parts]
+    return _Rendered(DocumentKey(request.namespace, texts.pop(which), head), texts, overlong)
 
 
 def _assemble(
-    prompt: PromptFormat, request: Request, rendered: _Rendered, parts: list[Encoding], max_tokens: int
-) -> Prompt:
-    which, head = prompt.document_part, rendered.head
-    bos = [] if prompt.bos_id is None else [prompt.bos_id]
-    room = max_tokens - len(bos) - sum(len(part.ids) for i, part in enumerate(parts) if i != which)
-    text, offsets = rendered.texts[which], parts[which].offsets
+    prompt: PromptFormat, request: Request, rendered: _Rendered, document: Document, others: list[np.ndarray],
+    max_tokens: int,
+) -> Prompt:  # fmt: skip
+    which, head = prompt.document_part, rendered.document.head
+    bos = np.array([] if prompt.bos_id is None else [prompt.bos_id], dtype=np.int32)
+    room = max_tokens - len(bos) - sum(map(len, others))
+    text, offsets = rendered.document.text, document.encoding.offsets
     truncated = len(offsets) > room or "document" in rendered.overlong
     kept = _cut(text, offsets, min(max(room, 0), len(offsets)), head) if truncated else len(offsets)
     title_tokens = int(np.searchsorted(offsets[:, 1], head, "right"))
@@ -159,16 +172,13 @@ def _assemble(
             "max_new_tokens"
         )
     offsets = offsets[:kept]
-    ids = [
-        np.array(bos, dtype=np.int32),
-        *(part.ids[:kept] if i == which else part.ids for i, part in enumerate(parts)),
-    ]
-    begin = sum(len(x) for x in ids[: which + 1])
-    ranks = np.zeros(sum(len(x) for x in ids), dtype=np.int32)
-    ranks[begin : begin + kept] = sentence_ranks(text[head : int(offsets[-1, 1])], request.query, offsets - head)
+    ids = np.concatenate([bos, *others[:which], document.encoding.ids[:kept], *others[which:]])
+    begin = len(bos) + sum(map(len, others[:which]))
+    ranks = np.zeros(len(ids), dtype=np.int32)
+    ranks[begin : begin + kept] = document.ranks(request.query, kept)
     indent = len(request.document) - len(request.document.lstrip())
     return Prompt(
-        ids=np.concatenate(ids),
+        ids=ids,
         document_begin=begin,
         document_end=begin + kept,
         shareable=begin + kept,

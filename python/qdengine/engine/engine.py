@@ -14,6 +14,7 @@ from .. import ops, student
 from ..checkpoint import Checkpoint
 from ..checkpoint import load as load_checkpoint
 from ..config import PRECISIONS, EngineConfig
+from ..documents import DocumentCache
 from ..errors import BackendError, ConfigError, EngineError, LimitError, RequestError
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
@@ -64,6 +65,7 @@ class Engine:
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )
+        self._documents = DocumentCache(self.config.document_cache_bytes)
         self._draft_cost = DraftCost(self.config.lookahead)
         self._stop_ids = frozenset(checkpoint.stop_ids)
         self._lock = threading.Lock()
@@ -157,7 +159,7 @@ class Engine:
                 made.append(error)
         requests = [x for x in made if isinstance(x, Request)]
         room = [self._context - self._new_tokens(request) for request in requests]
-        prompts = iter(encode(self.tokenizer, self.checkpoint.prompt, requests, room))
+        prompts = iter(encode(self.tokenizer, self.checkpoint.prompt, requests, room, self._documents))
         sequences: list[Sequence | RequestError] = []
         with self._lock:
             self._check_open()

@@ -1,0 +1,72 @@
+"""Documents as tokens and sentences: made once for a text, whatever is asked about it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .sentences import Sentences
+from .tokenizer import Encoding
+
+
+class DocumentKey(NamedTuple):
+    """text: of the prompt's part; the document begins at `head`. Callers of different namespaces share nothing."""
+
+    namespace: str
+    text: str
+    head: int
+
+
+@dataclass(slots=True)
+class Document:
+    """The part's tokens; its offsets count from the start of the part."""
+
+    key: DocumentKey
+    encoding: Encoding
+    _sentences: tuple[int, Sentences] | None = field(default=None, init=False)  # of the text up to a character
+
+    def ranks(self, query: str, kept: int) -> np.ndarray:
+        """int32 [kept]: `Sentences.ranks` of the first `kept` tokens; the title's are 0."""
+        head, offsets = self.key.head, self.encoding.offsets[:kept]
+        end, made = int(offsets[-1, 1]), self._sentences
+        if made is None or made[0] != end:
+            made = self._sentences = end, Sentences.of(self.key.text[head:end])
+        return made[1].ranks(query, offsets - head)
+
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory: Python's words cost some 25 bytes a character."""
+        return self.encoding.ids.nbytes + self.encoding.offsets.nbytes + 25 * len(self.key.text)
+
+
+class DocumentCache:
+    """Documents by text, least recently used first out. Safe for several threads.
+
+    capacity: bytes, by `Document.nbytes`; 0 keeps nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.nbytes = 0
+        self._lock = threading.Lock()
+        self._documents: OrderedDict[DocumentKey, Document] = OrderedDict()  # oldest first
+
+    def get(self, key: DocumentKey) -> Document | None:
+        with self._lock:
+            document = self._documents.get(key)
+            if document is not None:
+                self._documents.move_to_end(key)
+            return document
+
+    def put(self, document: Document) -> None:
+        with self._lock:
+            if document.nbytes > self.capacity or document.key in self._documents:
+                return
+            self._documents[document.key] = document
+            self.nbytes += document.nbytes
+            while self.nbytes > self.capacity:
+                self.nbytes -= self._documents.popitem(last=False)[1].nbytes
