@@ -40,6 +40,12 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
         n, length = min(rows, 64), 4000
         bounds = torch.tensor([[0, length - 50, length - 20, length]] * n, dtype=torch.int32)
         return ids(n, 64), ids(n), ids(n, length, high=2000), ids(n, length, high=6), bounds, torch.full((n,), 64).int()
+    if op == "pack_step":  # a step of `rows` sequences, 64 at most, 4 drafted tokens each
+        n = min(rows, 64)
+        step, lens = ids(5 * n), torch.full((n,), 500).int()
+        bounds = lens[:, None].repeat(1, 4)
+        out = (step, step.clone(), step.clone(), step.clone(), ids(n), ids(n + 1), ids(n + 1), ids(n))
+        return *out, ids(n, 600), bounds, lens - 1, ids(n, high=1) + 1, ids(n, 64), ids(n, high=1) + 4, ids(n, 40), 16
     if op == "verify_draft":
         n = min(rows, 64)
         lens, indptr = torch.full((n,), 64).int(), (torch.arange(n + 1) * 65).int()

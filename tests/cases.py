@@ -141,5 +141,30 @@ def draft_cases() -> list[Case]:
     return cases
 
 
+def pack_cases() -> list[Case]:
+    g = torch.Generator().manual_seed(5)
+    cases = []
+    # Sequences, capacity, drafts; tokens beyond the known ones that the step and its rows have room for.
+    for n, (sequences, capacity, draft, room) in enumerate(
+        ((0, 8, 4, 0), (0, 8, 4, 5), (1, 9, 0, 3), (4, 40, 8, 100), (7, 60, 64, 20), (300, 30, 5, 0), (260, 300, 3, 50))
+    ):
+        one = {"generator": g, "dtype": torch.int32}
+        tokens = torch.randint(0, 99, (sequences, capacity), **one)
+        drafts = torch.randint(0, 99, (sequences, draft + 2), **one)[:, :draft]
+        bounds = torch.randint(0, capacity + 1, (sequences, 4), **one)
+        computed = (torch.rand(sequences, generator=g) * (bounds[:, 3] + 1)).int()
+        most = torch.randint(0, capacity + 1, (sequences,), **one)
+        draft_lens = torch.randint(0, draft + 1, (sequences,), **one)
+        size = 4
+        table = torch.randint(0, 1000, (sequences, (capacity + draft) // size), **one)
+        known = int(torch.minimum(bounds[:, 3] - computed, most).sum())
+        given = (tokens, bounds, computed, most, drafts, draft_lens, table, size)
+        t, s = known + room, sequences
+        shapes = (t, t, t, min(t, s + room), s, s + 1, s + 1, s)
+        outputs = tuple(torch.full((k,), -7, dtype=torch.int32) for k in shapes)
+        cases.append(Case("pack_step", str(n), (*outputs, *given), tuple(range(len(outputs)))))
+    return cases
+
+
 def cases(dtype: torch.dtype) -> list[Case]:
-    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases()
+    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases() + pack_cases()

@@ -18,6 +18,8 @@ KINDS = {
     "torch.Tensor | None": "Tensor | None",
     "float": "float",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
+    "int": "int",
+    "typing.SupportsInt | typing.SupportsIndex": "int",
 }
 Signature = list[tuple[str, str]]
 

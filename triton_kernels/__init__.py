@@ -5,6 +5,7 @@ from .activation import gelu, silu_mul
 from .argmax import greedy_argmax
 from .draft import ngram_propose, verify_draft
 from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from .pack_step import pack_step
 from .paged_attention import paged_attention
 from .rope_append import rope_append
 
@@ -16,6 +17,7 @@ __all__ = [
     "greedy_argmax",
     "layer_norm",
     "ngram_propose",
+    "pack_step",
     "paged_attention",
     "rms_norm",
     "rope_append",

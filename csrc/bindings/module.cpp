@@ -51,4 +51,8 @@ PYBIND11_MODULE(_native, m) {
         py::arg("ranks"), py::arg("bounds"), py::arg("limits"), free_gil);
   m.def("verify_draft", &ops::verify_draft, py::arg("out"), py::arg("out_lens"), py::arg("drafts"), py::arg("draft_lens"),
         py::arg("sampled"), py::arg("row_indptr"), free_gil);
+  m.def("pack_step", &ops::pack_step, py::arg("ids"), py::arg("positions"), py::arg("slots"), py::arg("rows"),
+        py::arg("kv_lens"), py::arg("q_indptr"), py::arg("row_indptr"), py::arg("drafted"), py::arg("tokens"),
+        py::arg("bounds"), py::arg("computed"), py::arg("most"), py::arg("drafts"), py::arg("draft_lens"),
+        py::arg("block_tables"), py::arg("block_tokens"), free_gil);
 }

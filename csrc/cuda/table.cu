@@ -11,6 +11,7 @@ void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
+void pack_step(const PackArgs&, Stream);
 
 }  // namespace cuda
 
@@ -23,7 +24,8 @@ const Kernels* cuda_kernels() {
                                 cuda::paged_attention,
                                 cuda::greedy_argmax,
                                 cuda::ngram_propose,
-                                cuda::verify_draft};
+                                cuda::verify_draft,
+                                cuda::pack_step};
   return &table;
 }
 

@@ -50,3 +50,21 @@ def ngram_propose(
 def verify_draft(
     out: Tensor, out_lens: Tensor, drafts: Tensor, draft_lens: Tensor, sampled: Tensor, row_indptr: Tensor
 ) -> None: ...
+def pack_step(
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    kv_lens: Tensor,
+    q_indptr: Tensor,
+    row_indptr: Tensor,
+    drafted: Tensor,
+    tokens: Tensor,
+    bounds: Tensor,
+    computed: Tensor,
+    most: Tensor,
+    drafts: Tensor,
+    draft_lens: Tensor,
+    block_tables: Tensor,
+    block_tokens: int,
+) -> None: ...

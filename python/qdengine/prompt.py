@@ -110,8 +110,9 @@ def encode(
     """
     limits = [max_tokens] * len(requests) if isinstance(max_tokens, int) else max_tokens
     rendered = [_render(prompt, request, most) for request, most in zip(requests, limits, strict=True)]
-    documents = {one.document: cache.get(one.document) if cache else None for one in rendered}
-    unknown = [key for key, document in documents.items() if document is None]
+    keys = dict.fromkeys(one.document for one in rendered)
+    documents = {key: found for key in keys if cache and (found := cache.get(key))}
+    unknown = [key for key in keys if key not in documents]
     encodings = iter(tokenizer.encode_batch([*(k.text for k in unknown), *(t for one in rendered for t in one.others)]))
     for key in unknown:
         documents[key] = document = Document(key, next(encodings))

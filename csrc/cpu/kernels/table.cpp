@@ -13,9 +13,10 @@ void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
+void pack_step(const PackArgs&, Stream);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, rope_append, paged_attention,
-                       greedy_argmax, ngram_propose, verify_draft};
+                       greedy_argmax, ngram_propose, verify_draft, pack_step};
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -72,6 +72,16 @@ struct VerifyArgs {
   int64_t out_stride, drafts_stride;
 };
 
+struct PackArgs {
+  int32_t *ids, *positions, *slots, *rows;                       // [T], [T], [T], [R]
+  int32_t *kv_lens, *q_indptr, *row_indptr, *drafted;            // [S], [S + 1], [S + 1], [S]
+  const int32_t *tokens, *bounds, *computed, *most;              // [S, C], [S, 4] dense, [S], [S]
+  const int32_t *drafts, *draft_lens, *block_tables;             // [S, K], [S], [S, B]
+  int64_t sequences, step_tokens, step_rows;                     // S, T, R
+  int64_t capacity, max_draft, table_blocks, block_tokens;       // C, K, B, P
+  int64_t tokens_stride, drafts_stride, table_stride;
+};
+
 // One table per CPU instruction set, and one for CUDA.
 struct Kernels {
   const char* isa;
@@ -83,6 +93,7 @@ struct Kernels {
   void (*greedy_argmax)(const ArgmaxArgs&, Stream);
   void (*ngram_propose)(const ProposeArgs&, Stream);
   void (*verify_draft)(const VerifyArgs&, Stream);
+  void (*pack_step)(const PackArgs&, Stream);
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.

@@ -22,5 +22,9 @@ void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor&
                    const Tensor& bounds, const Tensor& limits);
 void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& drafts, const Tensor& draft_lens,
                   const Tensor& sampled, const Tensor& row_indptr);
+void pack_step(const Tensor& ids, const Tensor& positions, const Tensor& slots, const Tensor& rows, const Tensor& kv_lens,
+               const Tensor& q_indptr, const Tensor& row_indptr, const Tensor& drafted, const Tensor& tokens, const Tensor& bounds,
+               const Tensor& computed, const Tensor& most, const Tensor& drafts, const Tensor& draft_lens, const Tensor& block_tables,
+               int64_t block_tokens);
 
 }  // namespace qdengine::ops

@@ -61,7 +61,9 @@ class Engine:
         cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
-        self._runner = Runner(decoder, cache, host, self.config.max_sequences, self.config.lookahead)
+        self._runner = Runner(
+            decoder, cache, host, self.config.max_sequences, self.config.lookahead, self.config.max_step_tokens
+        )
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )

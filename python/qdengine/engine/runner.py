@@ -1,4 +1,4 @@
-"""The arrays of the running sequences, and one step over them: propose, forward, verify."""
+"""The arrays of the running sequences, and one step over them: propose, pack, forward, verify."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.decoder import Decoder, StepInputs
+from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..ops import OpTable
 from .sampling import sample
 from .scheduler import Entry
 from .sequence import Sequence
+from .step_buffers import StepBuffers
 
 
 class Runner:
-    """Owns the device side of the engine. Row r of every array is the running sequence whose `row` is r."""
+    """Owns the device side of the engine. Row r of every array is the running sequence whose `row` is r, or nobody's.
 
-    def __init__(self, decoder: Decoder, cache: KVCache, host_ops: OpTable, max_sequences: int, max_draft: int) -> None:
-        self.decoder, self.cache = decoder, cache
+    Drafting, packing and verification read and write token ids that the host needs at once: they run on the host.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, host_ops: OpTable, sequences: int, draft: int, step_tokens: int
+    ) -> None:
+        self.decoder, self.cache, self._host_ops = decoder, cache, host_ops
         capacity = decoder.config.max_positions
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.int32)
 
-        self._tokens, self._ranks = zeros(max_sequences, capacity), zeros(max_sequences, capacity)
-        self._bounds, self._limits = zeros(max_sequences, 4), zeros(max_sequences)
-        self._drafts, self._draft_lens = zeros(max_sequences, max_draft), zeros(max_sequences)
-        # Drafting and verification read and write token ids that the host needs at once: they stay on the host.
-        self._host_ops = host_ops
+        self._tokens, self._ranks = zeros(sequences, capacity), zeros(sequences, capacity)
+        self._bounds, self._limits = zeros(sequences, 4), zeros(sequences)
+        self._drafts, self._draft_lens = zeros(sequences, draft), zeros(sequences)
+        self._computed, self._most = zeros(sequences), zeros(sequences)
+        self._out, self._out_lens = zeros(sequences, draft + 1), zeros(sequences)
+        self._buffers = StepBuffers(step_tokens, sequences, -(-capacity // cache.block_tokens), decoder.device)
+        self._blocks = [0] * sequences  # of each row, in the block table
 
     def admit(self, sequence: Sequence) -> None:
         """Fill the sequence's row of the arrays."""
@@ -38,6 +46,7 @@ class Runner:
         self._bounds[row] = torch.tensor(
             [prompt.document_begin, prompt.document_end, len(prompt.ids), sequence.length], dtype=torch.int32
         )
+        self._blocks[row] = 0
 
     def propose(self, running: list[Sequence], most: list[int]) -> np.ndarray:
         """Draft at most `most[i]` tokens for `running[i]`. int32 by row: tokens drafted."""
@@ -52,20 +61,20 @@ class Runner:
 
     def run(self, entries: list[Entry]) -> list[np.ndarray]:
         """One forward pass. For each entry the tokens it wrote: accepted drafts and the model's next one, int32."""
-        inputs, row_counts = self._inputs(entries)
+        self._pack(entries)
+        buffers = self._buffers
+        inputs = buffers.inputs(int(buffers.q_indptr[-1]), int(buffers.row_indptr[-1]))
         logits = self.decoder.forward(inputs, self.cache)
         sampled = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
         self.decoder.ops.greedy_argmax(sampled, logits)
         sampled = sampled.cpu()
-        indptr = np.zeros(len(entries) + 1, dtype=np.int32)
-        np.cumsum(row_counts, out=indptr[1:])
-        sample(sampled.numpy(), logits, entries, indptr)
+        sample(sampled.numpy(), logits, entries, buffers.row_indptr.numpy())
+        self._host_ops.verify_draft(
+            self._out, self._out_lens, self._drafts, buffers.drafted, sampled, buffers.row_indptr
+        )
+        out, lens = self._out.numpy(), self._out_lens.tolist()
         rows = [entry.sequence.row for entry in entries]
-        drafted = torch.tensor([entry.drafted for entry in entries], dtype=torch.int32)
-        out = torch.zeros(len(entries), self._drafts.shape[1] + 1, dtype=torch.int32)
-        out_lens = torch.zeros(len(entries), dtype=torch.int32)
-        self._host_ops.verify_draft(out, out_lens, self._drafts[rows], drafted, sampled, torch.from_numpy(indptr))
-        return [tokens[:count] for tokens, count in zip(out.numpy(), out_lens.tolist(), strict=True)]
+        return [out[row, : lens[row]] for row in rows]
 
     def append(self, sequence: Sequence, kept: int) -> None:
         """Copy the newest `kept` tokens of a running sequence to its row."""
@@ -73,37 +82,19 @@ class Runner:
         self._tokens[sequence.row, begin : sequence.length] = torch.from_numpy(sequence.tokens[begin : sequence.length])
         self._bounds[sequence.row, 3] = sequence.length
 
-    def _inputs(self, entries: list[Entry]) -> tuple[StepInputs, list[int]]:
-        size = self.cache.block_tokens
-        drafts = self._drafts.numpy()
-        width = max(len(entry.sequence.blocks) for entry in entries)
-        tables = np.zeros((len(entries), width), dtype=np.int32)
-        ids, positions, slots, rows, row_counts = [], [], [], [], []
-        kv_lens = np.zeros(len(entries), dtype=np.int32)
-        q_indptr = np.zeros(len(entries) + 1, dtype=np.int32)
-        for i, entry in enumerate(entries):
-            sequence = entry.sequence
-            begin, count = sequence.computed, entry.new + entry.drafted
-            tables[i, : len(sequence.blocks)] = sequence.blocks
-            ids += [sequence.tokens[begin : begin + entry.new], drafts[sequence.row, : entry.drafted]]
-            position = np.arange(begin, begin + count, dtype=np.int32)
-            positions.append(position)
-            slots.append(tables[i, position // size] * size + position % size)
-            kv_lens[i] = begin + count
-            q_indptr[i + 1] = q_indptr[i] + count
-            row_counts.append(entry.drafted + 1 if entry.writes else 0)
-            rows.append(np.arange(q_indptr[i + 1] - row_counts[-1], q_indptr[i + 1]))
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.decoder.device)
-
-        inputs = StepInputs(
-            ids=tensor(np.concatenate(ids)),
-            positions=tensor(np.concatenate(positions)),
-            slots=tensor(np.concatenate(slots)),
-            block_tables=tensor(tables),
-            kv_lens=tensor(kv_lens),
-            q_indptr=tensor(q_indptr),
-            rows=tensor(np.concatenate(rows).astype(np.int64)),
-        )
-        return inputs, row_counts
+    def _pack(self, entries: list[Entry]) -> None:
+        """The entries' tokens into the step's buffers."""
+        buffers = self._buffers
+        computed, most, draft_lens = self._computed.numpy(), self._most.numpy(), self._draft_lens.numpy()
+        tables = buffers.block_tables.numpy()
+        most[:] = 0
+        for entry in entries:
+            sequence, row = entry.sequence, entry.sequence.row
+            computed[row], most[row], draft_lens[row] = sequence.computed, entry.new, entry.drafted
+            tables[row, self._blocks[row] : len(sequence.blocks)] = sequence.blocks[self._blocks[row] :]
+            self._blocks[row] = len(sequence.blocks)
+        self._host_ops.pack_step(
+            buffers.ids, buffers.positions, buffers.slots, buffers.rows, buffers.kv_lens, buffers.q_indptr,
+            buffers.row_indptr, buffers.drafted, self._tokens, self._bounds, self._computed, self._most, self._drafts,
+            self._draft_lens, buffers.block_tables, self.cache.block_tokens,
+        )  # fmt: skip

@@ -14,11 +14,12 @@ from .scheduler import Entry
 
 
 def sample(chosen: np.ndarray, logits: Tensor, entries: list[Entry], indptr: np.ndarray) -> None:
-    """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: [R, V]."""
-    for i, entry in enumerate(entries):
+    """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: [R, V]; the rows
+    of the sequence in row r are indptr[r] to indptr[r + 1]."""
+    for entry in entries:
         request = entry.sequence.request
         if request.temperature > 0.0:
-            for k, row in enumerate(range(indptr[i], indptr[i + 1])):
+            for k, row in enumerate(range(*indptr[entry.sequence.row : entry.sequence.row + 2].tolist())):
                 position = entry.sequence.computed + entry.new + k
                 chosen[row] = draw(logits[row], request.temperature, request.top_p, request.seed, position)
 

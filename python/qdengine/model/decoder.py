@@ -19,7 +19,7 @@ class StepInputs:
     """One forward pass over T tokens of S sequences, laid end to end.
 
     ids, positions, slots: int32 [T]; block_tables: int32 [S, B]; kv_lens: int32 [S]; q_indptr: int32 [S + 1];
-    rows: int64 [R], the tokens whose logits are wanted. All on the model's device.
+    rows: int32 [R], the tokens whose logits are wanted. All on the model's device.
     """
 
     ids: Tensor

@@ -29,6 +29,7 @@ class OpTable:
     greedy_argmax: Op
     ngram_propose: Op
     verify_draft: Op
+    pack_step: Op
 
 
 OPS = tuple(f.name for f in fields(OpTable) if f.name != "backend")

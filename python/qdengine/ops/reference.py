@@ -218,3 +218,60 @@ def verify_draft(
         count = accepted + 1 if rows else 0
         out[s, :count] = torch.tensor(rows[:count], dtype=torch.int32, device=out.device)
         out_lens[s] = count
+
+
+def pack_step(
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    kv_lens: Tensor,
+    q_indptr: Tensor,
+    row_indptr: Tensor,
+    drafted: Tensor,
+    tokens: Tensor,
+    bounds: Tensor,
+    computed: Tensor,
+    most: Tensor,
+    drafts: Tensor,
+    draft_lens: Tensor,
+    block_tables: Tensor,
+    block_tokens: int,
+) -> None:
+    """Lay the tokens of the next step end to end: the known ones of each sequence, then its draft.
+
+    Sequence s gives its tokens from computed[s] on, at most most[s] of them (int32 [S]; 0 leaves it out). Where they
+    reach its newest one the step is to write: its draft follows, and the rows of the newest token and of the drafted
+    ones are wanted. All known tokens must fit the step; drafts are dropped from the last ones on where it is full.
+
+    Out, int32: ids, positions, slots [T], the padding behind the step's tokens being 0, 0 and -1 (as is the slot of a
+    position outside the block table); rows [R], tokens whose output is wanted, padded with 0; kv_lens [S], tokens with
+    the new ones; q_indptr, row_indptr [S + 1], tokens and rows of each sequence; drafted [S], what is left of drafts.
+    In, int32: tokens [S, C]; bounds [S, 4], of which the last is the length; drafts [S, K], draft_lens [S];
+    block_tables [S, B] of blocks of `block_tokens`.
+    """
+    for out in (ids, positions, rows, q_indptr, row_indptr):
+        out.zero_()
+    slots.fill_(-1)
+    lengths, firsts, limits, lens = bounds[:, 3].tolist(), computed.tolist(), most.tolist(), draft_lens.tolist()
+    known = [max(0, min(limit, n - first)) for n, first, limit in zip(lengths, firsts, limits, strict=True)]
+    room = max(0, len(ids) - sum(known))
+    token = row = 0
+    for s, first in enumerate(firsts):
+        writes = known[s] > 0 and first + known[s] == lengths[s]
+        count = min(lens[s], room) if writes else 0
+        room -= count
+        taken = torch.cat([tokens[s, first : first + known[s]], drafts[s, :count]])
+        end = token + len(taken)
+        position = torch.arange(first, first + len(taken), dtype=torch.int32, device=ids.device)
+        block = position // block_tokens
+        inside = block < block_tables.shape[1]
+        slot = block_tables[s, block[inside].long()] * block_tokens + position[inside] % block_tokens
+        ids[token:end], positions[token:end] = taken, position
+        slots[token:end][inside] = slot
+        if writes:
+            rows[row : row + count + 1] = torch.arange(end - count - 1, end)
+            row += count + 1
+        drafted[s], kv_lens[s] = count, first + len(taken) if len(taken) else 0
+        token = end
+        q_indptr[s + 1], row_indptr[s + 1] = token, row

@@ -1,0 +1,69 @@
+// pack_step: what the running sequences put into the next step.
+#include "qdengine/check.h"
+#include "qdengine/kernels.h"
+#include "qdengine/ops.h"
+
+namespace qdengine::ops {
+
+void pack_step(const Tensor& ids, const Tensor& positions, const Tensor& slots, const Tensor& rows, const Tensor& kv_lens,
+               const Tensor& q_indptr, const Tensor& row_indptr, const Tensor& drafted, const Tensor& tokens, const Tensor& bounds,
+               const Tensor& computed, const Tensor& most, const Tensor& drafts, const Tensor& draft_lens, const Tensor& block_tables,
+               int64_t block_tokens) {
+  const Check check("pack_step");
+  check.shape("ids", ids, {-1});
+  check.dtype("ids", ids, DType::i32);
+  check.shape("computed", computed, {-1});
+  check.shape("rows", rows, {-1});
+  const int64_t step = ids.dim(0), sequences = computed.dim(0);
+  const auto dense = [&](const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
+    check.dense(arg, t, shape);
+    check.index(arg, t, ids);
+  };
+  const auto matrix = [&](const char* arg, const Tensor& t) {
+    check.shape(arg, t, {sequences, -1});
+    check.index(arg, t, ids);
+  };
+  dense("positions", positions, {step});
+  dense("slots", slots, {step});
+  dense("rows", rows, {-1});
+  dense("kv_lens", kv_lens, {sequences});
+  dense("q_indptr", q_indptr, {sequences + 1});
+  dense("row_indptr", row_indptr, {sequences + 1});
+  dense("drafted", drafted, {sequences});
+  matrix("tokens", tokens);
+  dense("bounds", bounds, {sequences, 4});
+  dense("computed", computed, {sequences});
+  dense("most", most, {sequences});
+  matrix("drafts", drafts);
+  dense("draft_lens", draft_lens, {sequences});
+  matrix("block_tables", block_tables);
+  check.positive("block_tokens", static_cast<double>(block_tokens));
+  kernels_for(ids).pack_step({.ids = ids.as<int32_t>(),
+                              .positions = positions.as<int32_t>(),
+                              .slots = slots.as<int32_t>(),
+                              .rows = rows.as<int32_t>(),
+                              .kv_lens = kv_lens.as<int32_t>(),
+                              .q_indptr = q_indptr.as<int32_t>(),
+                              .row_indptr = row_indptr.as<int32_t>(),
+                              .drafted = drafted.as<int32_t>(),
+                              .tokens = tokens.as<const int32_t>(),
+                              .bounds = bounds.as<const int32_t>(),
+                              .computed = computed.as<const int32_t>(),
+                              .most = most.as<const int32_t>(),
+                              .drafts = drafts.as<const int32_t>(),
+                              .draft_lens = draft_lens.as<const int32_t>(),
+                              .block_tables = block_tables.as<const int32_t>(),
+                              .sequences = sequences,
+                              .step_tokens = step,
+                              .step_rows = rows.dim(0),
+                              .capacity = tokens.dim(1),
+                              .max_draft = drafts.dim(1),
+                              .table_blocks = block_tables.dim(1),
+                              .block_tokens = block_tokens,
+                              .tokens_stride = tokens.stride[0],
+                              .drafts_stride = drafts.stride[0],
+                              .table_stride = block_tables.stride[0]},
+                             ids.stream);
+}
+
+}  // namespace qdengine::ops
