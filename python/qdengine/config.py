@@ -24,6 +24,7 @@ class EngineConfig:
     max_new_tokens, lookahead: what a request means that does not say.
     adaptive_lookahead: draft only as many tokens as pay, by what steps cost and drafts achieve here and now;
         False drafts `lookahead` tokens whenever there is a match.
+    cuda_graphs: on a GPU, capture the forward pass for every size of step when the engine starts, and replay it.
     """
 
     kv_bytes: int = 1 << 30
@@ -34,11 +35,13 @@ class EngineConfig:
     max_new_tokens: int = 96
     lookahead: int = 64
     adaptive_lookahead: bool = True
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        adaptive = self.adaptive_lookahead
-        if not isinstance(adaptive, bool):
-            raise ConfigError(f"EngineConfig.adaptive_lookahead is {adaptive!r}; it must be True or False")
+        for name in ("adaptive_lookahead", "cuda_graphs"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be True or False")
         for name, least in (
             ("kv_bytes", 1),
             ("block_tokens", 1),

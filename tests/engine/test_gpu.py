@@ -38,6 +38,11 @@ def test_lossless(bundle, options):
     assert ids(bundle, "cuda", **options) == ids(bundle, "cuda", lookahead=0)
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_captured_steps_are_the_eager_ones(bundle, backend):
+    assert ids(bundle, "cuda", backend) == ids(bundle, "cuda", backend, cuda_graphs=False)
+
+
 def test_bfloat16_mostly_begins_alike(bundle):
     half, full = ids(bundle, "cuda", precision="bfloat16"), ids(bundle, "cuda")
     assert sum(a[:1] == b[:1] for a, b in zip(half, full, strict=True)) >= len(BATCH) // 2

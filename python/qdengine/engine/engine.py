@@ -62,8 +62,9 @@ class Engine:
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = Runner(
-            decoder, cache, host, self.config.max_sequences, self.config.lookahead, self.config.max_step_tokens
-        )
+            decoder, cache, host, self.config.max_sequences, self.config.lookahead, self.config.max_step_tokens,
+            graphs=self.config.cuda_graphs and self.device.type == "cuda" and table.backend != "reference",
+        )  # fmt: skip
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..ops import OpTable
+from .graphs import Forward, Graphs
 from .sampling import sample
 from .scheduler import Entry
 from .sequence import Sequence
@@ -22,8 +23,9 @@ class Runner:
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, host_ops: OpTable, sequences: int, draft: int, step_tokens: int
-    ) -> None:
+        self, decoder: Decoder, cache: KVCache, host_ops: OpTable, sequences: int, draft: int, step_tokens: int,
+        graphs: bool,
+    ) -> None:  # fmt: skip
         self.decoder, self.cache, self._host_ops = decoder, cache, host_ops
         capacity = decoder.config.max_positions
 
@@ -37,6 +39,7 @@ class Runner:
         self._out, self._out_lens = zeros(sequences, draft + 1), zeros(sequences)
         self._buffers = StepBuffers(step_tokens, sequences, -(-capacity // cache.block_tokens), decoder.device)
         self._blocks = [0] * sequences  # of each row, in the block table
+        self._forward: Forward = Graphs(self._eager, step_tokens) if graphs else self._eager
 
     def admit(self, sequence: Sequence) -> None:
         """Fill the sequence's row of the arrays."""
@@ -63,10 +66,8 @@ class Runner:
         """One forward pass. For each entry the tokens it wrote: accepted drafts and the model's next one, int32."""
         self._pack(entries)
         buffers = self._buffers
-        inputs = buffers.inputs(int(buffers.q_indptr[-1]), int(buffers.row_indptr[-1]))
-        logits = self.decoder.forward(inputs, self.cache)
-        sampled = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
-        self.decoder.ops.greedy_argmax(sampled, logits)
+        buffers.send()
+        sampled, logits = self._forward(int(buffers.q_indptr[-1]), int(buffers.row_indptr[-1]))
         sampled = sampled.cpu()
         sample(sampled.numpy(), logits, entries, buffers.row_indptr.numpy())
         self._host_ops.verify_draft(
@@ -75,6 +76,13 @@ class Runner:
         out, lens = self._out.numpy(), self._out_lens.tolist()
         rows = [entry.sequence.row for entry in entries]
         return [out[row, : lens[row]] for row in rows]
+
+    def _eager(self, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
+        """The model's tokens (int32 [rows]) and logits for a step of `tokens` in the buffers."""
+        logits = self.decoder.forward(self._buffers.inputs(tokens, rows), self.cache)
+        sampled = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
+        self.decoder.ops.greedy_argmax(sampled, logits)
+        return sampled, logits
 
     def append(self, sequence: Sequence, kept: int) -> None:
         """Copy the newest `kept` tokens of a running sequence to its row."""

@@ -40,10 +40,13 @@ class StepBuffers:
         for name, shape in host_only.items():
             setattr(self, name, torch.zeros(shape, dtype=torch.int32))
 
-    def inputs(self, tokens: int, rows: int) -> StepInputs:
-        """The step's inputs on the device: its first `tokens` tokens and `rows` rows."""
+    def send(self) -> None:
+        """Copy what the host has laid out to the device."""
         if self._device is not self._host:
             self._device.copy_(self._host, non_blocking=True)
+
+    def inputs(self, tokens: int, rows: int) -> StepInputs:
+        """Views on the device: of the first `tokens` tokens and `rows` rows."""
         views = self._views
         return StepInputs(
             ids=views["ids"][:tokens],

@@ -1,0 +1,50 @@
+"""What a captured step needs that can be shown without a GPU: sizes that hold every step, and harmless padding."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qdengine import Engine, EngineConfig
+from qdengine.engine.graphs import Buckets
+from tiny import FAMILIES, TEXT, tiny_bundle
+
+BATCH = [
+    {"query": query, "document": TEXT * n, "temperature": n - 1.0}
+    for n in (1, 2)
+    for query in ("What jumps over the dog?", "When do trains leave?", "火车")
+]
+
+
+@given(st.integers(1, 20_000), st.data())
+def test_buckets_hold_every_step(step_tokens, data):
+    buckets = Buckets(step_tokens)
+    tokens = data.draw(st.integers(1, step_tokens))
+    rows = data.draw(st.integers(0, tokens))
+    size, wanted = buckets(tokens, rows)
+    assert tokens <= size <= min(step_tokens, max(1, tokens * 3 // 2))
+    assert rows <= wanted <= size
+    assert (size, wanted) in buckets.all() and len(buckets.all()) < 120
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_no_token(family, tmp_path):
+    bundle = tiny_bundle(tmp_path, family)
+    config = EngineConfig(kv_bytes=1 << 24, max_new_tokens=24, max_step_tokens=100, max_sequences=4)
+
+    def ids(padded: bool) -> list[list[int]]:
+        with Engine.from_pretrained(bundle, "cpu", "float32", config) as engine:
+            runner, buckets = engine._runner, Buckets(config.max_step_tokens)
+            eager = runner._forward
+
+            def forward(tokens, rows):
+                sampled, logits = eager(*buckets(tokens, rows))
+                return sampled[:rows], logits[:rows]
+
+            if padded:
+                runner._forward = forward
+            summaries = engine.summarize(BATCH)
+        assert all(s.error is None for s in summaries)
+        return [s.token_ids for s in summaries]
+
+    assert ids(padded=True) == ids(padded=False)
