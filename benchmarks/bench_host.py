@@ -1,0 +1,102 @@
+"""What the host does for a request, alone: the engine over a null model that keeps every draft and then stops.
+
+`extra_info` has microseconds a request with everything, and those of tokenising and of decoding text, which a library
+does. Cold documents are new texts; warm ones were seen before. One thread. Skipped where the student is not installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from qdengine import Engine, EngineConfig
+from qdengine.errors import StudentError
+from qdengine.model.decoder import Decoder, StepInputs
+
+PAGES = [
+    page.read_text("utf-8") for page in sorted((Path(__file__).parent.parent / "examples" / "pages").glob("*.txt"))
+]
+QUERIES = ("When is the best time?", "How much does it cost?", "What can go wrong?")
+BATCH = 256
+
+
+class NullDecoder:
+    """Writes what a step holds next, and the stop token after a sequence's last one, at no cost."""
+
+    def __init__(self, decoder: Decoder, stop: int) -> None:
+        self.config, self.dtype, self.device = decoder.config, decoder.dtype, decoder.device
+        self.ops = dataclasses.replace(decoder.ops, greedy_argmax=self._argmax)
+        self._stop = stop
+
+    def forward(self, step: StepInputs, cache: object) -> torch.Tensor:
+        self._step = step
+        return torch.empty(len(step.rows), 1)
+
+    def _argmax(self, out: torch.Tensor, logits: torch.Tensor) -> None:
+        following = self._step.ids.roll(-1)
+        following[(self._step.q_indptr[1:] - 1).clamp(min=0).long()] = self._stop
+        out.copy_(following[self._step.rows])
+
+
+@pytest.fixture(scope="module")
+def engine():
+    config = EngineConfig(kv_bytes=8 << 30, max_sequences=128, max_step_tokens=8192, adaptive_lookahead=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Engine.from_pretrained("smollm2-135m", "cpu", "bfloat16", config) as engine:
+            engine._runner.decoder = NullDecoder(engine._runner.decoder, engine.checkpoint.stop_ids[0])
+            yield engine
+    except StudentError as error:
+        pytest.skip(str(error))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def requests(seed: int) -> list[dict]:
+    """Documents of about 600 tokens: the pages' sentences in an order of their own."""
+    chance = random.Random(seed)
+    sentences = ". ".join(PAGES).split(". ")
+    made = []
+    for query in itertools.islice(itertools.cycle(QUERIES), BATCH):
+        chance.shuffle(sentences)
+        made.append({"query": query, "document": ". ".join(sentences)[:3000]})
+    return made
+
+
+@pytest.mark.parametrize("documents", ["cold", "warm"])
+def test_host(benchmark, engine, documents, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    batches = itertools.count() if documents == "cold" else itertools.repeat(0)
+    library = [0.0]
+
+    def timed(call):
+        def run(*args):
+            begin = time.perf_counter()
+            result = call(*args)
+            library[0] += time.perf_counter() - begin
+            return result
+
+        return run
+
+    tokenizer = engine.tokenizer
+    monkeypatch.setattr(tokenizer, "encode_batch", timed(tokenizer.encode_batch), raising=False)
+    monkeypatch.setattr(tokenizer, "decode", timed(tokenizer.decode), raising=False)
+
+    def setup():
+        library[0] = 0.0
+        return (requests(next(batches)),), {}
+
+    def run(batch):
+        summaries = engine.summarize(batch)
+        assert all(s.error is None for s in summaries)
+
+    benchmark.pedantic(run, setup=setup, rounds=5, warmup_rounds=1)
+    total = 1e6 * benchmark.stats.stats.data[-1] / BATCH
+    tokenising = 1e6 * library[0] / BATCH
+    benchmark.extra_info |= {"us": total, "tokenising_us": tokenising, "beyond_tokenising_us": total - tokenising}
