@@ -217,6 +217,24 @@ def test_doctor():
     assert f"torch: {torch.__version__}" in lines and "  cpu: ok" in lines and f"ok: {found['ok']}" in lines
 
 
+def test_doctor_of_an_unknown_instruction_set():
+    done = subprocess.run(
+        [sys.executable, "-m", "qdengine", "doctor"],
+        env={**os.environ, "QDENGINE_ISA": "mmx"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "cpu: QDENGINE_ISA=mmx: expected generic, avx2 or avx512; unset QDENGINE_ISA" in done.stdout
+
+
+def test_folders_are_looked_for_before_the_work(model, document, tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", questions(1))
+    nowhere = tmp_path / "absent" / "out"
+    for command in (["summarize", "--input", source, "--output"], ["bench", "--data", source, "--json"]):
+        fails("absent; make it first", *command, nowhere, "--model", "not a model")
+
+
 def test_doctor_of_a_broken_installation(monkeypatch):
     """It tells of every fault, ends, and has another exit code."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from collections.abc import Mapping
 
 import pytest
 from qdengine import Engine, EngineConfig, QdengineError, Request, errors
@@ -38,15 +39,19 @@ BAD = [
     ({"title": "long " * 600}, LimitError, "query, title and .*; shorten the query or the title, or ask for fewer max"),
     ({"namespace": 1}, InvalidTypeError, "namespace must be a str, not int"),
     ({"namespace": LONE}, InvalidTextError, "namespace has a lone surrogate"),
-    ({"max_new_tokens": 0}, LimitError, "max_new_tokens is 0; it must be at least 1"),
+    ({"max_new_tokens": 0}, LimitError, r"max_new_tokens is 0; it must be in \[1, 2\*\*31\)"),
     ({"max_new_tokens": 5.0}, InvalidTypeError, "max_new_tokens must be an int, not float"),
     ({"max_new_tokens": 512}, LimitError, "max_new_tokens is 512; with 512 tokens of context it must be less"),
     ({"lookahead": "64"}, InvalidTypeError, "lookahead must be an int, not str"),
     ({"seed": -1}, LimitError, r"seed is -1; it must be in \[0, 2\*\*64\)"),
     ({"seed": 2**64}, LimitError, "seed is 18446744073709551616; it must be in"),
     ({"seed": True}, InvalidTypeError, "seed must be an int, not bool"),
-    ({"temperature": -0.1}, LimitError, r"temperature is -0.1; it must be 0 \(greedy\) or above, and finite"),
+    ({"temperature": -0.1}, LimitError, r"temperature is -0.1; it must be 0 \(greedy\) or in \[1e-6, 1e6\]"),
     ({"temperature": float("inf")}, LimitError, "temperature is inf; it must be"),
+    ({"temperature": 10**400}, LimitError, "temperature is an int of more than 30 digits; it must be"),
+    ({"temperature": 1e-320}, LimitError, "temperature is 1e-320; it must be"),
+    ({"seed": 10**5000}, LimitError, "seed is an int of more than 30 digits; it must be in"),
+    ({"max_new_tokens": 10**5000}, LimitError, "max_new_tokens is an int of more than 30 digits; it must be in"),
     ({"temperature": "hot"}, InvalidTypeError, "temperature must be a number, not str"),
     ({"top_p": 1.01}, LimitError, r"top_p is 1.01; it must be in \(0, 1\]"),
     ({"top_p": float("nan")}, LimitError, "top_p is nan; it must be in"),
@@ -99,7 +104,7 @@ def test_bad_requests_among_good_ones(engine):
         ({}, "the request has no 'query'; give its text"),
         ([("query", "q")], "a request is a qdengine.Request or a dict, not list"),
         (Request(query="q", document=7), "document must be a str, not int"),
-        (Request(query="q", document="d", lookahead=-1), "lookahead is -1; it must be at least 0"),
+        (Request(query="q", document="d", lookahead=-1), "lookahead is -1; it must be in [0, 2**31)"),
     ],
 )
 def test_items_of_other_shapes(engine, item, message):
@@ -113,7 +118,7 @@ def test_items_of_other_shapes(engine, item, message):
 @pytest.mark.parametrize("value", [0, -5, 1.5, "1", None, True])
 @pytest.mark.parametrize("name", ["kv_bytes", "block_tokens", "max_sequences", "max_step_tokens", "max_new_tokens"])
 def test_engine_options_are_named(name, value):
-    with pytest.raises(ConfigError, match=rf"EngineConfig\.{name} is {value!r}; it must be an int of at least 1"):
+    with pytest.raises(ConfigError, match=rf"EngineConfig\.{name} is {value!r}; it must be an int in "):
         EngineConfig(**{name: value})
 
 
@@ -121,17 +126,28 @@ SHAPE = {
     "family": "llama", "vocab_size": 9, "width": 8, "ffn_width": 8, "layers": 1, "heads": 4, "kv_heads": 2,
     "head_width": 2, "max_positions": 16,
 }  # fmt: skip
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positions")
 
 
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
         ({"family": "mamba"}, UnsupportedModelError, "model family 'mamba'; qdengine has llama, gpt2"),
-        ({"layers": 0}, ConfigError, "ModelConfig.layers is 0; it must be a positive int"),
+        ({"layers": 0}, ConfigError, "ModelConfig.layers is 0; it must be an int in "),
         ({"heads": 3}, ConfigError, r"heads \(3\) must be a multiple of kv_heads \(2\)"),
         ({"head_width": 3}, ConfigError, "head_width is 3; rotary positions need an even one"),
         ({"colour": "red"}, ConfigError, "architecture: .*colour"),
         ({"rope_scaling": {"factor": 2.0}}, ConfigError, "architecture: .*missing"),
+        (
+            {"rope_scaling": dict.fromkeys(SCALING, "x")},
+            ConfigError,
+            r"RopeScaling\.factor is 'x'; it must be a positive",
+        ),
+        ({"layers": 10**7}, ConfigError, r"ModelConfig.layers is 10000000; it must be an int in \[1, 1024\]"),
+        ({"width": 10**15}, ConfigError, "ModelConfig.width is 1000000000000000; it must be"),
+        ({"norm_eps": "x"}, ConfigError, "ModelConfig.norm_eps is 'x'; it must be a positive number"),
+        ({"rope_theta": -1}, ConfigError, "ModelConfig.rope_theta is -1; it must be a positive number"),
+        ({"qk_norm": "no"}, ConfigError, "ModelConfig.qk_norm is 'no'; it must be True or False"),
     ],
 )
 def test_shapes_of_models_are_checked(change, kind, message):
@@ -143,3 +159,36 @@ def test_shapes_of_models_are_read():
     scaling = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positions": 64}
     assert ModelConfig.from_dict({**SHAPE, "rope_scaling": scaling}).rope_scaling == RopeScaling(**scaling)
     assert ModelConfig.from_dict({**SHAPE, "head_width": 3, "family": "gpt2"}).head_width == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kv_bytes": 1 << 50},
+            "EngineConfig.kv_bytes is 1125899906842624, and cpu has not that much memory; lower it",
+        ),
+        ({"lookahead": 10**9}, "no memory for steps of .*lookahead = 1000000000; lower them"),
+        ({"max_sequences": 10**9}, "no memory for steps of .*max_sequences = 1000000000"),
+    ],
+)
+def test_more_memory_than_there_is(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Engine.from_pretrained(
+            tiny_bundle(tmp_path), "cpu", "float32", EngineConfig(**{"kv_bytes": 1 << 22, **options})
+        )
+
+
+def test_a_mapping_that_fails(engine):
+    class Broken(Mapping):
+        def __getitem__(self, key):
+            raise OSError("gone")
+
+        def __iter__(self):
+            raise OSError("gone")
+
+        def __len__(self):
+            return 1
+
+    bad, good = engine.summarize([Broken(), GOOD])
+    assert str(bad.error) == "the request cannot be read (OSError: gone); give a dict" and good.error is None

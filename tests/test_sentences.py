@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from qdengine.sentences import Sentences, query_terms, sentence_starts
@@ -28,6 +30,14 @@ def sentences(text: str) -> list[str]:
 )
 def test_sentence_starts(text, expected):
     assert sentences(text) == expected
+
+
+@pytest.mark.parametrize("piece", ["!", "?)", ".", "\n", ". ", "。", '!"', "a", " ", "x?"])
+def test_time_is_linear_in_any_text(piece):
+    text = (piece * 200_000)[:200_000]
+    begin = time.perf_counter()
+    Sentences.of(text).ranks("a b", np.array([[0, 1]]))
+    assert time.perf_counter() - begin < 5  # a quadratic search takes minutes
 
 
 def test_query_terms():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import signal
 import subprocess
@@ -122,7 +123,7 @@ def test_files_that_cannot_be_used_are_left_alone(model, tmp_path):
     (tmp_path / "hard.jsonl").hardlink_to(source)
     for name in ("in.jsonl", "link.jsonl", "hard.jsonl"):
         fails("--output is the --input file", "summarize", "--input", source, "--output", tmp_path / name, *model)
-    fails("No such file", "summarize", "--input", source, "--output", tmp_path / "nowhere" / "x", *model)
+    fails("there is no folder", "summarize", "--input", source, "--output", tmp_path / "nowhere" / "x", *model)
     notes = tmp_path / "notes.txt"
     for content in ("Mine, and not to be lost.\n", "one line", "{"):
         notes.write_text(content + "!")
@@ -136,6 +137,19 @@ def test_files_that_cannot_be_used_are_left_alone(model, tmp_path):
     torn.write_bytes(gzip.compress(before)[:-10])
     fails("no whole gzip file", "summarize", "--input", torn, "--output", tmp_path / "out.jsonl", *model)
     assert not (tmp_path / "out.jsonl").exists(), "told before the work and not after it"
+
+
+def test_rows_that_the_engine_failed_are_done_again(model, tmp_path, monkeypatch):
+    source, output = write_rows(tmp_path / "in.jsonl", questions(6)), tmp_path / "out.jsonl"
+    arguments = ("summarize", "--input", source, "--output", output, *model, "--batch-size", 2)
+    fine(*arguments)
+    whole = results(output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    rows[2] |= {"summary": "", "error": {"type": "EngineError", "message": "a step failed"}}
+    output.write_bytes(b"".join(jsonl.dumps(row) for row in rows))
+    again = run(*arguments)
+    assert again.exit_code == 0 and "has 2 of 6 rows already" in again.stderr
+    assert results(output) == whole
 
 
 def test_devices_and_pipes(model, tmp_path):

@@ -47,6 +47,16 @@ class Checkpoint:
     stop_ids: tuple[int, ...]
     digest: str
 
+    def __post_init__(self) -> None:
+        bos = () if self.prompt.bos_id is None else (self.prompt.bos_id,)
+        for what, ids in (("prompt.bos_id", bos), ("stop_ids", self.stop_ids)):
+            for i in ids:
+                if not 0 <= i < self.config.vocab_size:
+                    raise CheckpointError(
+                        f"{self.path}: {what} has {i}, and the vocabulary is {self.config.vocab_size} tokens; convert "
+                        "the model again"
+                    )
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(self.path / TOKENIZER)
 
@@ -156,7 +166,7 @@ def _load_bundle(folder: Path) -> Checkpoint:
             f"{folder / DESCRIPTION}: {type(error).__name__}: {error}; convert the model again"
         ) from None
     for name in manifest:
-        if Path(name).name != name:
+        if Path(name).name != name or name in (".", ".."):
             raise CheckpointError(
                 f"{folder / DESCRIPTION}: the manifest names {name!r}, which is not a plain file name"
             )

@@ -35,6 +35,12 @@ def make_engine(model: str, device: str, precision: str, lookahead: int | None, 
     return Engine.from_pretrained(model, device, precision, config)
 
 
+def _check_folder(path: str | None) -> None:
+    """Before the work, not after it."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise click.ClickException(f"{path}: there is no folder {Path(path).parent}; make it first")
+
+
 class Group(click.Group):
     """Expected errors end a command with one line and exit code 1."""
 
@@ -84,6 +90,7 @@ def summarize(
             raise click.UsageError("--input takes --output, and its rows have the queries and titles")
         from .summarize_file import summarize_file
 
+        _check_folder(output)
         with make_engine(**engine) as opened:
             failed = summarize_file(opened, source, output, batch_size)
         if failed:
@@ -140,6 +147,7 @@ def bench(data: str, rows: int, latency_rows: int, threads: int | None, out: str
     from .evaluate.latency import measure
     from .summarize_file import to_request, valid_rows
 
+    _check_folder(out)
     if threads is not None:
         torch.set_num_threads(threads)
     requests = [to_request(row) for row in valid_rows(data, rows + 4)]

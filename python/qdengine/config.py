@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import ConfigError, UnsupportedModelError
 
 FAMILIES = ("llama", "gpt2")
 PRECISIONS = ("auto", "float32", "bfloat16")
+_MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,9 @@ class EngineConfig:
             ("lookahead", 0),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be an int of at least {least}")
+            most = 2**63 if name.endswith("_bytes") else 2**31
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < most:
+                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be an int in [{least}, {most})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,15 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check_positive(f"RopeScaling.{f.name}", getattr(self, f.name))
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigError(f"{name} is {value!r}; it must be a positive number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +109,14 @@ class ModelConfig:
             "vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_width", "max_positions",
         ):  # fmt: skip
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"ModelConfig.{name} is {value!r}; it must be a positive int")
+            most = _MOST.get(name, 1 << 24)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(f"ModelConfig.{name} is {value!r}; it must be an int in [1, {most}]")
+        for name in ("norm_eps", "rope_theta"):
+            _check_positive(f"ModelConfig.{name}", getattr(self, name))
+        for name in ("qkv_bias", "qk_norm", "tied_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"ModelConfig.{name} is {getattr(self, name)!r}; it must be True or False")
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_width % 2 and self.family == "llama":

@@ -59,7 +59,7 @@ def _from_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], str, PromptF
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
-        raise CheckpointError(f"{path} is not a GGUF file: {error}") from None
+        raise CheckpointError(f"{path} is not a GGUF file, or not a whole one ({error}); get it again") from None
     meta = {name: field.contents() for name, field in reader.fields.items()}
     kind = meta.get("general.architecture")
     if kind not in ("llama", "qwen2", "qwen3"):

@@ -17,7 +17,7 @@ class Request:
     max_new_tokens: most tokens of the summary; None means the engine's `max_new_tokens`.
     lookahead: most drafted tokens a step, 0 for none; None means the engine's `lookahead`, which is also the maximum.
         It changes the speed and never the tokens.
-    temperature: 0 is greedy (the product); above 0 samples.
+    temperature: 0 is greedy (the product); in [1e-6, 1e6] samples.
     top_p: share of the probability mass that sampling keeps, in (0, 1].
     seed: of the sampling; the same seed gives the same tokens in any batch.
     namespace: requests share a document's keys and values only within one namespace.
@@ -37,6 +37,12 @@ class Request:
     def parse(cls, item: Request | Mapping[str, Any]) -> Request:
         """Return `item` as a valid request. Raises a `RequestError` that names the field at fault."""
         if isinstance(item, Mapping):
+            try:
+                item = dict(item)
+            except Exception as error:  # a caller's own class may fail in any way
+                raise InvalidTypeError(
+                    f"the request cannot be read ({type(error).__name__}: {error}); give a dict"
+                ) from error
             known = {f.name for f in fields(cls)}
             unknown = sorted(str(key) for key in item if key not in known)
             if unknown:
@@ -60,17 +66,22 @@ class Request:
             value = getattr(self, name)
             if value is not None:
                 _check_number(name, value, int)
-                if value < least:
-                    raise LimitError(f"{name} is {value}; it must be at least {least}")
+                if not least <= value < 2**31:
+                    raise LimitError(f"{name} is {_shown(value)}; it must be in [{least}, 2**31)")
         _check_number("seed", self.seed, int)
         if not 0 <= self.seed < 2**64:
-            raise LimitError(f"seed is {self.seed}; it must be in [0, 2**64)")
+            raise LimitError(f"seed is {_shown(self.seed)}; it must be in [0, 2**64)")
         _check_number("temperature", self.temperature, float)
-        if not 0.0 <= self.temperature < float("inf"):
-            raise LimitError(f"temperature is {self.temperature}; it must be 0 (greedy) or above, and finite")
+        if self.temperature and not 1e-6 <= self.temperature <= 1e6:
+            raise LimitError(f"temperature is {_shown(self.temperature)}; it must be 0 (greedy) or in [1e-6, 1e6]")
         _check_number("top_p", self.top_p, float)
         if not 0.0 < self.top_p <= 1.0:
-            raise LimitError(f"top_p is {self.top_p}; it must be in (0, 1]")
+            raise LimitError(f"top_p is {_shown(self.top_p)}; it must be in (0, 1]")
+
+
+def _shown(number: float) -> str:
+    """A number for a message; Python refuses to write out an int of thousands of digits."""
+    return str(number) if isinstance(number, float) or abs(number) < 10**30 else "an int of more than 30 digits"
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A Latin stop counts before white space alone; a Chinese one, and a line's end, always.
-_END = re.compile(r"(?:[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[”’」』）]*|\n)\s*")
+# A Latin stop counts before white space alone; a Chinese one, and a line's end, always. A run of stops is tried once,
+# from its first one and without going back: time is linear in any text.
+_END = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)|[。！？]+[”’」』）]*|\n)\s*")
 _QUESTION = re.compile(r"[?？][\"'”’»)\]」』）\s]*\Z")
 _TERM = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
 _COMMON = frozenset(

@@ -40,7 +40,7 @@ STUDENTS = {
 def cache_folder() -> Path:
     """QDENGINE_CACHE, else qdengine in XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("QDENGINE_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # no home at all

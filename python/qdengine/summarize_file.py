@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from . import jsonl
-from .errors import QdengineError
+from .errors import EngineError, QdengineError
 from .jsonl import JsonlError
 from .request import Summary
 
@@ -60,10 +61,10 @@ def summarize_file(engine: Engine, source: str, output: str, batch_size: int) ->
     if os.path.exists(output) and os.path.samefile(source, output):
         raise QdengineError("--output is the --input file; choose another name")
     total = sum(1 for _ in jsonl.read(source)) if os.path.isfile(source) else None
-    rows = enumerate(jsonl.read(source), 1)
+    rows: Iterator[tuple[int, Row]] = enumerate(jsonl.read(source), 1)
     done = failed = 0
     if os.path.isfile(output):  # a pipe or a device has no rows to go on from
-        done, failed = _resume(engine, rows, output)
+        rows, done, failed = _resume(engine, rows, output)
     if done:
         print(f"{output} has {done} of {total or 'the'} rows already", file=sys.stderr)
     if done and done == total:
@@ -86,7 +87,8 @@ def summarize_file(engine: Engine, source: str, output: str, batch_size: int) ->
 def _identity(number: int, row: Row) -> Any:
     """The row's id where that is a text or a number, else its place."""
     identity = row.get("id") if isinstance(row, dict) else None
-    return identity if isinstance(identity, (str, int, float)) and identity == identity else number
+    plain = isinstance(identity, (str, int)) or (isinstance(identity, float) and math.isfinite(identity))
+    return identity if plain else number
 
 
 def _digest(engine: Engine, row: Row) -> str | None:
@@ -101,8 +103,10 @@ def _digest(engine: Engine, row: Row) -> str | None:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _resume(engine: Engine, rows: Iterator[tuple[int, Row]], output: str) -> tuple[int, int]:
-    """Take from `rows` those that `output` has; cut what is torn off it. Returns how many rows, and errors, it has."""
+def _resume(engine: Engine, rows: Iterator[tuple[int, Row]], output: str) -> tuple[Iterator[tuple[int, Row]], int, int]:
+    """Match `rows` with those that `output` has, and cut off it what is torn, and all from a failure of the engine on,
+    which is no result. Returns the rows that are left, how many rows `output` has, and how many of those have an error.
+    """
     done = failed = size = 0
     for old, end in jsonl.written(output, _BEGIN):
         number, row = next(rows, (0, None))
@@ -114,6 +118,9 @@ def _resume(engine: Engine, rows: Iterator[tuple[int, Row]], output: str) -> tup
                     f"{output}: row {number} has {name} {old.get(name)!r}, and this run gives it {own!r}: it is from "
                     "another input, model, precision or number of new tokens; remove it or choose another --output"
                 )
+        if (old.get("error") or {}).get("type") == EngineError.__name__:
+            rows = chain([(number, row)], rows)
+            break
         done, failed, size = done + 1, failed + bool(old.get("error")), end
     jsonl.cut(output, size)
-    return done, failed
+    return rows, done, failed

@@ -233,6 +233,53 @@ def test_interrupted_call_leaves_nothing_behind(bundle):
         assert engine.summarize([GOOD])[0].error is None
 
 
+@pytest.mark.parametrize(
+    "where", ["_runner.admit", "_runner.append", "_runner.run", "_scheduler.commit", "_scheduler._publish"]
+)
+def test_an_interrupt_anywhere_harms_nobody(bundle, plain, where):
+    """Another caller's sequence that stood in the broken step ends with its own tokens, and so does a later one."""
+    holder, name = where.split(".")
+    with open_engine(bundle) as engine:
+        victim = {**GOOD, "document": TEXT[::-1]}
+        sequence = engine._submit([victim])[0]
+        target = getattr(engine, holder)
+        whole = getattr(type(target), name)
+
+        def interrupted(self, *args):
+            monkey.undo()
+            if name in ("commit", "_publish"):
+                whole(self, *args)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as monkey:
+            monkey.setattr(type(target), name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.summarize([GOOD])
+        while not sequence.finished:
+            engine._step_unless_done([sequence])
+        assert sequence.error is None and sequence.output.tolist() == plain(victim)
+        assert engine.summarize([victim])[0].token_ids == plain(victim)
+        assert not engine._scheduler.running and not engine._scheduler.waiting
+        pool = engine._scheduler.pool
+        assert pool.available == pool.blocks
+
+
+def test_close_loses_no_finished_summary(bundle):
+    engine = open_engine(bundle, max_sequences=2, max_new_tokens=4)
+    items = [{**GOOD, "query": f"what {i}?"} for i in range(200)]
+    done = []
+    thread = threading.Thread(target=lambda: done.append(engine.summarize(items)))
+    thread.start()
+    while not engine._scheduler.running:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    engine.close()
+    thread.join(60)
+    summaries = done[0]
+    assert len(summaries) == len(items) and summaries[0].error is None
+    assert isinstance(summaries[-1].error, errors.EngineError) and "closed" in str(summaries[-1].error)
+
+
 def test_closed(bundle):
     engine = open_engine(bundle)
     engine.close()

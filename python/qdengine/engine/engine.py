@@ -15,7 +15,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint import load as load_checkpoint
 from ..config import PRECISIONS, EngineConfig
 from ..documents import DocumentCache
-from ..errors import BackendError, ConfigError, EngineError, LimitError, RequestError
+from ..errors import BackendError, ConfigError, EngineError, LimitError, QdengineError, RequestError
 from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
 from ..prompt import Prompt, encode
@@ -61,10 +61,7 @@ class Engine:
         cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
-        self._runner = Runner(
-            decoder, cache, host, self.config.max_sequences, self.config.lookahead, self.config.max_step_tokens,
-            graphs=self.config.cuda_graphs and self.device.type == "cuda" and table.backend != "reference",
-        )  # fmt: skip
+        self._runner = self._make_runner(decoder, cache, host)
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )
@@ -86,6 +83,20 @@ class Engine:
         """Load a bundle, a Hugging Face folder or an installed student by name. Raises `CheckpointError`,
         `StudentError`, `BackendError` or `ConfigError`; the message names the remedy."""
         return cls(load_checkpoint(student.resolve(path_or_name)), device, precision, config, backend)
+
+    def _make_runner(self, decoder: Decoder, cache: KVCache, host: ops.OpTable) -> Runner:
+        config = self.config
+        graphs = config.cuda_graphs and self.device.type == "cuda" and decoder.ops.backend != "reference"
+        try:
+            return Runner(
+                decoder, cache, host, config.max_sequences, config.lookahead, config.max_step_tokens, graphs
+            )  # fmt: skip
+        except RuntimeError as error:  # torch's out of memory, on any device
+            raise ConfigError(
+                f"there is no memory for steps of EngineConfig.max_step_tokens = {config.max_step_tokens}, "
+                f"max_sequences = {config.max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes "
+                f"({_first_line(error)})"
+            ) from error
 
     def __enter__(self) -> Engine:
         return self
@@ -152,7 +163,7 @@ class Engine:
         finally:
             self._abort([made])
 
-    def _submit(self, items: list[Item]) -> list[Sequence | RequestError]:
+    def _submit(self, items: list[Item]) -> list[Sequence | QdengineError]:
         """Parse, encode and queue items; the errors of those that cannot be."""
         made: list[Sequence | RequestError | Request] = []
         for item in items:
@@ -163,19 +174,21 @@ class Engine:
         requests = [x for x in made if isinstance(x, Request)]
         room = [self._context - self._new_tokens(request) for request in requests]
         prompts = iter(encode(self.tokenizer, self.checkpoint.prompt, requests, room, self._documents))
-        sequences: list[Sequence | RequestError] = []
+        sequences: list[Sequence | QdengineError] = []
         with self._lock:
-            self._check_open()
+            if self._closed:
+                return [EngineError("the engine was closed before this request was begun")] * len(items)
             for x in made:
                 sequences.append(self._queue(x, next(prompts)) if isinstance(x, Request) else x)  # type: ignore[arg-type]
         return sequences
 
     def _parse(self, item: Item) -> Request:
         request = Request.parse(item)
-        if self._new_tokens(request) >= self._context:
+        most = self._new_tokens(request)
+        if most >= self._context:
             raise LimitError(
-                f"max_new_tokens is {request.max_new_tokens}; with {self._context} tokens of context it must be less, "
-                "and leave room for the document"
+                f"max_new_tokens is {most}; with {self._context} tokens of context it must be less, and leave room "
+                "for the document"
             )
         return request
 
@@ -207,6 +220,9 @@ class Engine:
                     self._step()
                 except Exception as error:
                     self._fail(error)
+                except BaseException:
+                    self._scheduler.restart()
+                    raise
 
     def _step(self) -> None:
         scheduler, runner = self._scheduler, self._runner
@@ -282,6 +298,10 @@ class Engine:
             truncated=sequence.prompt.truncated,
             stats=sequence.stats,
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _device(name: str) -> torch.device:

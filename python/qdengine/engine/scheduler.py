@@ -38,6 +38,7 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.waiting: list[Sequence] = []  # by order
         self.running: list[Sequence] = []  # by order
+        self._max_sequences = max_sequences
         self._rows = list(range(max_sequences - 1, -1, -1))
         self._arrivals = 0
 
@@ -114,6 +115,16 @@ class Scheduler:
             self._stop(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def restart(self) -> None:
+        """After a step that was cut short anywhere: give everything back, and compute what is unfinished again."""
+        sequences = dict.fromkeys(self.running + self.waiting)  # one on its way between the lists is in both
+        for sequence in sequences:
+            self.pool.release(sequence.blocks)
+            sequence.blocks, sequence.row = [], -1
+            sequence.computed = sequence.published = 0
+        self.running, self._rows = [], list(range(self._max_sequences - 1, -1, -1))
+        self.waiting = sorted((s for s in sequences if not s.finished), key=lambda s: s.order)
 
     def _start(self, sequence: Sequence, known: int) -> None:
         for key in sequence.keys[:known]:

@@ -44,7 +44,7 @@ def evaluate(
         for metric, value in rouge(text, answers, lang).items():
             columns[metric].append(value)
         tokens = tokenize(text, lang)
-        columns["exact"].append(100.0 * any(tokens == tokenize(answer, lang) for answer in answers))
+        columns["exact"].append(100.0 * (key in predicted and any(tokens == tokenize(a, lang) for a in answers)))
         columns["length"].append(len(tokens))
         share = copy_share(tokens, tokenize(row["document"], lang)) if row.get("document") else None
         if share is not None:

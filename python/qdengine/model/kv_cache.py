@@ -26,5 +26,10 @@ class KVCache:
             )
         shape = (config.layers, self.blocks, block_tokens, config.kv_heads, config.head_width)
         # Not cleared: pages that no sequence has touched cost no memory on a CPU.
-        self.keys: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
-        self.values: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
+        try:
+            self.keys: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
+            self.values: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
+        except RuntimeError as error:  # torch's out of memory, on any device
+            raise ConfigError(
+                f"EngineConfig.kv_bytes is {kv_bytes}, and {device} has not that much memory; lower it"
+            ) from error

@@ -40,6 +40,8 @@ def load(backend: str) -> OpTable:
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     module = importlib.import_module(f".{'native' if backend in ('cpu', 'cuda') else backend}", __name__)
-    if backend == "cuda":
+    if backend == "cpu":
+        module.require_isa()
+    elif backend == "cuda":
         module.require_cuda()
     return OpTable(backend, **{op: getattr(module, op) for op in OPS})

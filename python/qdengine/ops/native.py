@@ -33,6 +33,14 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise BackendError(f"torch {torch.__version__} has no DLPack C exchange API; install torch 2.11 or later")
 
 
+def require_isa() -> None:
+    """Raise `BackendError` when QDENGINE_ISA names no instruction set that this build and this CPU have."""
+    try:
+        build_info()
+    except RuntimeError as error:
+        raise BackendError(f"{error}; unset QDENGINE_ISA for the best one of this CPU") from None
+
+
 def require_cuda() -> None:
     """Raise `BackendError` unless this build has CUDA kernels and torch sees a GPU that they run on."""
     if not build_info()["cuda"]:
@@ -52,6 +60,7 @@ __all__ = [
     "pack_step",
     "paged_attention",
     "require_cuda",
+    "require_isa",
     "rms_norm",
     "rope_append",
     "silu_mul",
