@@ -11,7 +11,7 @@ import numpy as np
 # A Latin stop counts before white space alone; a Chinese one, and a line's end, always. A run of stops is tried once,
 # from its first one and without going back: time is linear in any text.
 _END = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)|[。！？]+[”’」』）]*|\n)\s*")
-_QUESTION = re.compile(r"[?？][\"'”’»)\]」』）\s]*\Z")
+_QUESTION = re.compile(r"[?？][\"'”’»)\]」』）\s]*")
 _TERM = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
 _COMMON = frozenset(
     re.findall(
@@ -39,28 +39,52 @@ def query_terms(query: str) -> set[str]:
     return {word[:_STEM] for word in _TERM.findall(query.lower()) if word not in _COMMON}
 
 
+def _in_word(character: str) -> bool:
+    """Whether a character goes on with a word: as `_TERM`, in which a Chinese character is a word of its own."""
+    return character.isalnum() and not ("\u3400" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff")
+
+
+def _begins_here(text: str, place: int, term: str) -> bool:
+    """Whether a word with the stem `term`, which stands at `place`, begins there."""
+    if not _in_word(term[0]):
+        return True
+    end = place + len(term)
+    whole = len(term) == _STEM or end == len(text) or not _in_word(text[end])
+    return whole and (place == 0 or not _in_word(text[place - 1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Sentences:
     """What is known of a text's n sentences before any query.
 
-    starts: int32 [n], characters. asks: bool [n], a question. holders: the sentences that hold a stem, rising.
+    starts: int32 [n], characters. asks: bool [n], a question. lowered: the text in lower case, character by character.
     """
 
     starts: np.ndarray
     asks: np.ndarray
-    holders: dict[str, list[int]]
+    lowered: str
 
     @classmethod
     def of(cls, text: str) -> Sentences:
         """The sentences of `text`."""
-        starts = sentence_starts(text)
-        asks, holders = np.zeros(len(starts), dtype=bool), dict[str, list[int]]()
-        for i, (begin, end) in enumerate(zip(starts, [*starts[1:], len(text)], strict=False)):
-            sentence = text[begin:end].lower()
-            asks[i] = _QUESTION.search(sentence) is not None
-            for stem in {word[:_STEM] for word in _TERM.findall(sentence)}:
-                holders.setdefault(stem, []).append(i)
-        return cls(np.array(starts, dtype=np.int32), asks, holders)
+        starts = np.array(sentence_starts(text), dtype=np.int32)
+        asks, ends = np.zeros(len(starts), dtype=bool), np.append(starts[1:], len(text))
+        for match in _QUESTION.finditer(text):
+            sentence = int(np.searchsorted(starts, match.start(), "right")) - 1
+            asks[sentence] = match.end() >= ends[sentence]
+        lowered = text.lower()
+        if len(lowered) != len(text):  # a few capitals have two small letters
+            lowered = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+        return cls(starts, asks, lowered)
+
+    def holders(self, term: str) -> np.ndarray:
+        """The sentences that hold the term of a query, rising. int64."""
+        places, place = [], self.lowered.find(term)
+        while place >= 0:
+            if _begins_here(self.lowered, place, term):
+                places.append(place)
+            place = self.lowered.find(term, place + len(term))
+        return np.unique(np.searchsorted(self.starts, places, "right") - 1)
 
     def scores(self, query: str) -> np.ndarray:
         """int32 [n], 0 or more: how likely the answer to `query` begins there, in eighths of a nat.
@@ -73,9 +97,10 @@ class Sentences:
         """
         count = len(self.starts)
         overlap = np.zeros(count)
-        for term in sorted(query_terms(query) & self.holders.keys()):
-            holders = self.holders[term]
-            overlap[holders] += math.log1p(count / len(holders))
+        for term in sorted(query_terms(query)):
+            holders = self.holders(term)
+            if len(holders):
+                overlap[holders] += math.log1p(count / len(holders))
         handed = np.where(self.asks, overlap, 0.0)
         score = np.where(self.asks, 0.0, overlap)
         score[1:] += np.where(self.asks[1:], 0.0, handed[:-1])
