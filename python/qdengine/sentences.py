@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,34 +58,34 @@ def _begins_here(text: str, place: int, term: str) -> bool:
 class Sentences:
     """What is known of a text's n sentences before any query.
 
-    starts: int32 [n], characters. asks: bool [n], a question. lowered: the text in lower case, character by character.
+    starts: characters, rising. asks: bool [n], a question. lowered: the text in lower case, character by character.
     """
 
-    starts: np.ndarray
+    starts: list[int]
     asks: np.ndarray
     lowered: str
 
     @classmethod
     def of(cls, text: str) -> Sentences:
         """The sentences of `text`."""
-        starts = np.array(sentence_starts(text), dtype=np.int32)
-        asks, ends = np.zeros(len(starts), dtype=bool), np.append(starts[1:], len(text))
+        starts = sentence_starts(text)
+        asks, ends = np.zeros(len(starts), dtype=bool), [*starts[1:], len(text)]
         for match in _QUESTION.finditer(text):
-            sentence = int(np.searchsorted(starts, match.start(), "right")) - 1
+            sentence = bisect_right(starts, match.start()) - 1
             asks[sentence] = match.end() >= ends[sentence]
         lowered = text.lower()
         if len(lowered) != len(text):  # a few capitals have two small letters
             lowered = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
         return cls(starts, asks, lowered)
 
-    def holders(self, term: str) -> np.ndarray:
-        """The sentences that hold the term of a query, rising. int64."""
-        places, place = [], self.lowered.find(term)
+    def holders(self, term: str) -> list[int]:
+        """The sentences that hold the term of a query, rising."""
+        found, place = dict[int, None](), self.lowered.find(term)
         while place >= 0:
             if _begins_here(self.lowered, place, term):
-                places.append(place)
+                found[bisect_right(self.starts, place) - 1] = None
             place = self.lowered.find(term, place + len(term))
-        return np.unique(np.searchsorted(self.starts, places, "right") - 1)
+        return list(found)
 
     def scores(self, query: str) -> np.ndarray:
         """int32 [n], 0 or more: how likely the answer to `query` begins there, in eighths of a nat.
@@ -99,7 +100,7 @@ class Sentences:
         overlap = np.zeros(count)
         for term in sorted(query_terms(query)):
             holders = self.holders(term)
-            if len(holders):
+            if holders:
                 overlap[holders] += math.log1p(count / len(holders))
         handed = np.where(self.asks, overlap, 0.0)
         score = np.where(self.asks, 0.0, overlap)
@@ -114,12 +115,12 @@ class Sentences:
 
         Tokens before the text (the title's: their offsets end at 0 or below) have rank 0.
         """
-        if not len(self.starts) or not len(offsets):
+        if not self.starts or not len(offsets):
             return np.zeros(len(offsets), np.int32)
-        ends = offsets[:, 1]
-        sentence = np.searchsorted(self.starts, ends - 1, "right") - 1
+        starts, ends = np.array(self.starts), offsets[:, 1]
+        sentence = np.searchsorted(starts, ends - 1, "right") - 1
         ranks = np.where(ends > 0, 2 * self.scores(query)[np.maximum(sentence, 0)], 0).astype(np.int32)
         # The first token that ends after the start: with byte-level BPE it begins with the space before the word.
-        first = np.searchsorted(ends, self.starts, "right")
+        first = np.searchsorted(ends, starts, "right")
         ranks[first[first < len(ranks)]] |= 1
         return ranks
