@@ -12,6 +12,21 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 _MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 
+def _check_int(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; it must be an int in [{least}, {most}]")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigError(f"{name} is {value!r}; it must be a positive number")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}; it must be True or False")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """How an engine spends memory and time.
@@ -40,9 +55,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("adaptive_lookahead", "cuda_graphs"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be True or False")
+            _check_bool(f"EngineConfig.{name}", getattr(self, name))
         for name, least in (
             ("kv_bytes", 1),
             ("block_tokens", 1),
@@ -52,10 +65,8 @@ class EngineConfig:
             ("max_new_tokens", 1),
             ("lookahead", 0),
         ):
-            value = getattr(self, name)
-            most = 2**63 if name.endswith("_bytes") else 2**31
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < most:
-                raise ConfigError(f"EngineConfig.{name} is {value!r}; it must be an int in [{least}, {most})")
+            most = 2**63 - 1 if name.endswith("_bytes") else 2**31 - 1
+            _check_int(f"EngineConfig.{name}", getattr(self, name), least, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +81,6 @@ class RopeScaling:
     def __post_init__(self) -> None:
         for f in fields(self):
             _check_positive(f"RopeScaling.{f.name}", getattr(self, f.name))
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ConfigError(f"{name} is {value!r}; it must be a positive number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +114,11 @@ class ModelConfig:
         for name in (
             "vocab_size", "width", "ffn_width", "layers", "heads", "kv_heads", "head_width", "max_positions",
         ):  # fmt: skip
-            value = getattr(self, name)
-            most = _MOST.get(name, 1 << 24)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ConfigError(f"ModelConfig.{name} is {value!r}; it must be an int in [1, {most}]")
+            _check_int(f"ModelConfig.{name}", getattr(self, name), 1, _MOST.get(name, 1 << 24))
         for name in ("norm_eps", "rope_theta"):
             _check_positive(f"ModelConfig.{name}", getattr(self, name))
         for name in ("qkv_bias", "qk_norm", "tied_head"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"ModelConfig.{name} is {getattr(self, name)!r}; it must be True or False")
+            _check_bool(f"ModelConfig.{name}", getattr(self, name))
         if self.heads % self.kv_heads:
             raise ConfigError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_width % 2 and self.family == "llama":

@@ -17,7 +17,7 @@ from ..config import PRECISIONS, EngineConfig
 from ..documents import DocumentCache
 from ..errors import BackendError, ConfigError, EngineError, LimitError, QdengineError, RequestError
 from ..model.decoder import Decoder
-from ..model.kv_cache import KVCache
+from ..model.kv_cache import KVCache, shortage
 from ..prompt import Prompt, encode
 from ..request import Request, Summary
 from .block_pool import BlockPool, prefix_keys
@@ -88,14 +88,11 @@ class Engine:
         config = self.config
         graphs = config.cuda_graphs and self.device.type == "cuda" and decoder.ops.backend != "reference"
         try:
-            return Runner(
-                decoder, cache, host, config.max_sequences, config.lookahead, config.max_step_tokens, graphs
-            )  # fmt: skip
-        except RuntimeError as error:  # torch's out of memory, on any device
+            return Runner(decoder, cache, host, config.max_sequences, config.lookahead, config.max_step_tokens, graphs)
+        except shortage(self.device) as error:
             raise ConfigError(
                 f"there is no memory for steps of EngineConfig.max_step_tokens = {config.max_step_tokens}, "
-                f"max_sequences = {config.max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes "
-                f"({_first_line(error)})"
+                f"max_sequences = {config.max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes"
             ) from error
 
     def __enter__(self) -> Engine:
@@ -298,10 +295,6 @@ class Engine:
             truncated=sequence.prompt.truncated,
             stats=sequence.stats,
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _device(name: str) -> torch.device:

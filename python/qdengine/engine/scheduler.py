@@ -38,8 +38,8 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.waiting: list[Sequence] = []  # by order
         self.running: list[Sequence] = []  # by order
-        self._max_sequences = max_sequences
-        self._rows = list(range(max_sequences - 1, -1, -1))
+        self._all_rows = range(max_sequences - 1, -1, -1)
+        self._rows = list(self._all_rows)
         self._arrivals = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -123,7 +123,7 @@ class Scheduler:
             self.pool.release(sequence.blocks)
             sequence.blocks, sequence.row = [], -1
             sequence.computed = sequence.published = 0
-        self.running, self._rows = [], list(range(self._max_sequences - 1, -1, -1))
+        self.running, self._rows = [], list(self._all_rows)
         self.waiting = sorted((s for s in sequences if not s.finished), key=lambda s: s.order)
 
     def _start(self, sequence: Sequence, known: int) -> None:

@@ -9,6 +9,11 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 
 
+def shortage(device: torch.device) -> type[RuntimeError]:
+    """What torch raises when `device` is out of memory: for a CPU it has no class of its own."""
+    return torch.OutOfMemoryError if device.type == "cuda" else RuntimeError
+
+
 class KVCache:
     """`keys[l]`, `values[l]`: [N, P, G, D] of layer l, in the model's dtype. N follows from a budget in bytes."""
 
@@ -29,7 +34,7 @@ class KVCache:
         try:
             self.keys: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
             self.values: list[Tensor] = list(torch.empty(shape, dtype=dtype, device=device))
-        except RuntimeError as error:  # torch's out of memory, on any device
+        except shortage(device) as error:
             raise ConfigError(
                 f"EngineConfig.kv_bytes is {kv_bytes}, and {device} has not that much memory; lower it"
             ) from error
