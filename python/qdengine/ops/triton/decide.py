@@ -1,0 +1,92 @@
+"""The ops that choose tokens: argmax, drafts, and what a step computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import triton_kernels as kernels
+from .check import Check
+
+
+def greedy_argmax(out: Tensor, logits: Tensor) -> None:
+    check = Check("greedy_argmax", "logits", logits)
+    check("logits", logits, (-1, -1))
+    check.index("out", out, len(logits))
+    if logits.shape[1] == 0:
+        check.fail("logits", "at least one column", "none")
+    with torch.cuda.device_of(out):
+        kernels.greedy_argmax(out, logits)
+
+
+def ngram_propose(
+    drafts: Tensor, draft_lens: Tensor, tokens: Tensor, ranks: Tensor, bounds: Tensor, limits: Tensor
+) -> None:
+    check = Check("ngram_propose", "drafts", drafts, floating=False)
+    check.index("drafts", drafts, -1, -1, dense=False)
+    sequences = len(drafts)
+    check.index("draft_lens", draft_lens, sequences)
+    check.index("tokens", tokens, sequences, -1, dense=False)
+    check.index("ranks", ranks, *tokens.shape, dense=False)
+    check.index("bounds", bounds, sequences, 4)
+    check.index("limits", limits, sequences)
+    with torch.cuda.device_of(drafts):
+        kernels.ngram_propose(drafts, draft_lens, tokens, ranks, bounds, limits)
+
+
+def verify_draft(
+    out: Tensor, out_lens: Tensor, drafts: Tensor, draft_lens: Tensor, sampled: Tensor, row_indptr: Tensor
+) -> None:
+    check = Check("verify_draft", "drafts", drafts, floating=False)
+    check.index("drafts", drafts, -1, -1, dense=False)
+    sequences = len(drafts)
+    check.index("out", out, sequences, drafts.shape[1] + 1, dense=False)
+    check.index("out_lens", out_lens, sequences)
+    check.index("draft_lens", draft_lens, sequences)
+    check.index("sampled", sampled, -1)
+    check.index("row_indptr", row_indptr, sequences + 1)
+    with torch.cuda.device_of(drafts):
+        kernels.verify_draft(out, out_lens, drafts, draft_lens, sampled, row_indptr)
+
+
+def pack_step(
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    rows: Tensor,
+    kv_lens: Tensor,
+    q_indptr: Tensor,
+    row_indptr: Tensor,
+    drafted: Tensor,
+    tokens: Tensor,
+    bounds: Tensor,
+    computed: Tensor,
+    most: Tensor,
+    drafts: Tensor,
+    draft_lens: Tensor,
+    block_tables: Tensor,
+    block_tokens: int,
+) -> None:
+    check = Check("pack_step", "ids", ids, floating=False)
+    check.index("ids", ids, -1)
+    check.index("computed", computed, -1)
+    step, sequences = len(ids), len(computed)
+    check.index("positions", positions, step)
+    check.index("slots", slots, step)
+    check.index("rows", rows, -1)
+    check.index("kv_lens", kv_lens, sequences)
+    check.index("q_indptr", q_indptr, sequences + 1)
+    check.index("row_indptr", row_indptr, sequences + 1)
+    check.index("drafted", drafted, sequences)
+    check.index("tokens", tokens, sequences, -1, dense=False)
+    check.index("bounds", bounds, sequences, 4)
+    check.index("most", most, sequences)
+    check.index("drafts", drafts, sequences, -1, dense=False)
+    check.index("draft_lens", draft_lens, sequences)
+    check.index("block_tables", block_tables, sequences, -1, dense=False)
+    check.positive("block_tokens", block_tokens)
+    with torch.cuda.device_of(ids):
+        kernels.pack_step(
+            ids, positions, slots, rows, kv_lens, q_indptr, row_indptr, drafted,
+            tokens, bounds, computed, most, drafts, draft_lens, block_tables, block_tokens,
+        )  # fmt: skip
