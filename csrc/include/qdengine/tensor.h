@@ -6,7 +6,7 @@
 
 namespace qdengine {
 
-enum class DType : uint8_t { f32, bf16, f16, i32, other };
+enum class DType : uint8_t { f32, bf16, f16, i32, i8, f8, other };  // f8: float8_e4m3fn
 enum class Device : uint8_t { cpu, cuda, other };
 
 constexpr int kMaxDims = 4;
@@ -41,6 +41,8 @@ inline const char* name(DType dtype) {
     case DType::bf16: return "bfloat16";
     case DType::f16: return "float16";
     case DType::i32: return "int32";
+    case DType::i8: return "int8";
+    case DType::f8: return "float8_e4m3fn";
     default: return "another dtype";
   }
 }

@@ -1,0 +1,77 @@
+// Numbers of 8 bits, with a float32 scale for a row of them: x ~ number * scale, scale = max |x| / largest number.
+//
+// int8 uses -127 to 127; float8 is e4m3fn (arXiv 2209.05433): no infinity, largest number 448. A row of zeros has scale 0. The
+// contract is `quantize` of ops/reference.py: number = round(x * (largest / max |x|)), to nearest, ties to even.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "qdengine/host_device.h"
+
+#ifdef __CUDACC__
+#include <cuda_fp8.h>
+#endif
+
+namespace qdengine {
+
+struct Int8 {
+  int8_t bits;
+  static constexpr float kLargest = 127.0f;
+};
+
+struct Float8 {
+  uint8_t bits;
+  static constexpr float kLargest = 448.0f;
+};
+
+// x / scale = x * factor; 0 for a row of zeros.
+template <class N>
+QDENGINE_HD float quantize_factor(float largest) {
+  return largest > 0.0f ? N::kLargest / largest : 0.0f;
+}
+template <class N>
+QDENGINE_HD float quantize_scale(float largest) {
+  return largest / N::kLargest;
+}
+
+QDENGINE_HD float dequantize(Int8 x) { return static_cast<float>(x.bits); }
+
+QDENGINE_HD float dequantize(Float8 x) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(x.bits, __NV_E4M3)));
+#else
+  // Its exponent and mantissa at the places of a float's, and the difference of the two biases, 127 - 7, as a factor: exact, and
+  // right for subnormal numbers as well.
+  const uint32_t bits = static_cast<uint32_t>(x.bits & 0x7F) << 20;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  value *= 0x1p120f;
+  return x.bits & 0x80 ? -value : value;
+#endif
+}
+
+// To the nearest number, ties to even; what is beyond the largest becomes that, and NaN some number.
+QDENGINE_HD void quantize(Int8& number, float x) {
+  const float cut = x < 127.0f ? (x > -127.0f ? x : -127.0f) : 127.0f;
+  number.bits = static_cast<int8_t>(rintf(cut));
+}
+
+QDENGINE_HD void quantize(Float8& number, float x) {
+#ifdef __CUDA_ARCH__
+  number.bits = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+#else
+  const float size = std::fabs(x), cut = size < 448.0f ? size : 448.0f;
+  // The distance of neighbouring numbers: 2^(exponent - 3), at least 2^-9.
+  int exponent;
+  std::frexp(cut, &exponent);
+  const float step = std::ldexp(1.0f, exponent - 4 < -9 ? -9 : exponent - 4);
+  const float value = rintf(cut / step) * step * 0x1p-120f;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  number.bits = static_cast<uint8_t>(bits >> 20 | (x < 0.0f ? 0x80u : 0u));
+#endif
+}
+
+}  // namespace qdengine
