@@ -32,18 +32,31 @@ def make(ids: list[int], max_new: int, lookahead: int = 8, namespace: str = "") 
     return Sequence(Request("q", "d", namespace=namespace), prompt, max_new, lookahead, keys)
 
 
+class Device:
+    """What the arrays on the device say of one running sequence."""
+
+    def __init__(self, s: Sequence) -> None:
+        self.tokens = s.tokens[: s.length].tolist()
+        self.computed, self.finish_reason = s.computed, ""
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """The "model" writes token `length % 10`, so output depends on the position alone; 9 stops. A shadow KV store
-    remembers which token each block place was computed for, and every read is checked against it."""
+    remembers which token each block place was computed for, and every read is checked against it.
 
-    @initialize(blocks=st.integers(5, 14), sequences=st.integers(1, 4), budget=st.integers(1, 24))
-    def start(self, blocks: int, sequences: int, budget: int) -> None:
+    With `lag` the scheduler hears of a step's result after it has planned the next one."""
+
+    @initialize(blocks=st.integers(5, 14), sequences=st.integers(1, 4), budget=st.integers(1, 24), lag=st.booleans())
+    def start(self, blocks: int, sequences: int, budget: int, lag: bool) -> None:
         self.pool = BlockPool(blocks)
         self.rows = sequences
+        self.lag = lag
         self.scheduler = Scheduler(self.pool, SIZE, sequences, budget)
         self.live: list[Sequence] = []
         self.store: dict[int, int] = {}
-        self.steps = 0
+        self.device: dict[int, Device] = {}
+        self.flights: list[list[tuple]] = []
+        self.aborted: list[tuple[Sequence, int]] = []
 
     @rule(
         document=st.sampled_from([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 1], [2] * 11, [3]]),
@@ -65,37 +78,67 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequence = data.draw(st.sampled_from(self.live))
         self.scheduler.abort(sequence)
         self.live.remove(sequence)
+        self.aborted.append((sequence, sequence.length))
 
     @rule(drafted=st.lists(st.integers(0, 8), min_size=4, max_size=4), kept=st.integers(0, 8))
     def step(self, drafted: list[int], kept: int) -> None:
-        self.scheduler.admit()
-        lens = np.zeros(self.rows, np.int32)
-        for s in self.scheduler.running:
-            if s.pending <= self.scheduler.max_step_tokens:
-                lens[s.row] = max(0, min(drafted[s.row], s.draft_limit))
-        entries = self.scheduler.plan(lens)
-        assert sum(e.new + e.drafted for e in entries) <= self.scheduler.max_step_tokens
-        assert not self.scheduler.running or entries, "running sequences always advance"
-        for e in entries:
-            self.compute(e)
-        for e in entries:
-            accepted = min(kept, e.drafted)
-            first = e.sequence.length
-            written = np.array([(first + i) % 10 for i in range(accepted + 1)], np.int32) if e.writes else np.empty(0)
-            self.scheduler.commit(e, written.astype(np.int32), frozenset([STOP]))
+        for s in self.scheduler.admit():
+            self.device[s.row] = Device(s)
+        most = [max(0, min(drafted[s.row], s.draft_limit)) for s in self.scheduler.running]
+        entries = self.scheduler.plan(most, sum(most))
+        assert sum(e.new for e in entries) <= self.scheduler.max_step_tokens
+        assert not self.scheduler.running or entries or self.flights, "running sequences always advance"
+        if entries:
+            room = self.scheduler.max_step_tokens - sum(e.new for e in entries)
+            self.flights.append([])
+            for e in entries:
+                used = min(room, e.drafted)
+                self.flights[-1].append((e, *self.compute(e, used, kept)))
+                room -= used
+                self.scheduler.launch(e)
+        if len(self.flights) > (1 if self.lag and entries else 0):
+            self.collect(self.flights.pop(0))
+
+    def collect(self, flight: list[tuple]) -> None:
+        for e, accepted, written, reason in flight:
+            if not e.lives:
+                continue
+            self.scheduler.commit(e, accepted, np.array(written, np.int32), reason)
             if e.sequence.finished:
                 self.live.remove(e.sequence)
                 assert self.correct(e.sequence)
 
-    def compute(self, e) -> None:
-        s = e.sequence
-        for position in range(s.computed + e.new + e.drafted):
+    def compute(self, e, drafted: int, kept: int) -> tuple[int, list[int], str]:
+        """What pack_step, the model, verify_draft and commit_step do: the kept drafted tokens, those written, and how
+        the sequence ended."""
+        s, d = e.sequence, self.device[e.sequence.row]
+        assert d.finish_reason or d.computed >= e.begin or not s.flying
+        known = max(0, min(e.new, len(d.tokens) - d.computed, e.reach - d.computed))
+        writes = known > 0 and d.computed + known == len(d.tokens)
+        drafted = min(drafted, e.reach - len(d.tokens)) if writes else 0
+        tokens = d.tokens + [position % 10 for position in range(len(d.tokens), len(d.tokens) + drafted)]
+        for position in range(d.computed + known + drafted if known else 0):
             place = s.blocks[position // SIZE] * SIZE + position % SIZE
-            if position < s.computed:
-                assert self.store[place] == s.tokens[position], "reads what was computed for this very token"
+            if position < d.computed:
+                assert self.store[place] == tokens[position], "reads what was computed for this very token"
             else:
-                known = position < s.length
-                self.store[place] = int(s.tokens[position]) if known else position % 10
+                self.store[place] = tokens[position]
+        accepted = min(kept, drafted)
+        d.computed += known + accepted
+        written: list[int] = []
+        for position in range(len(d.tokens), len(d.tokens) + (accepted + 1 if writes else 0)):
+            if position % 10 == STOP:
+                d.finish_reason = "stop"
+                break
+            written.append(position % 10)
+            if position + 1 == len(s.tokens):
+                d.finish_reason = "length"
+                break
+        d.tokens += written
+        if d.finish_reason:
+            d.computed = len(d.tokens)
+        assert writes == e.writes or d.finish_reason
+        return accepted, written, d.finish_reason
 
     @staticmethod
     def correct(s: Sequence) -> bool:
@@ -109,6 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def accounts(self) -> None:
         if not hasattr(self, "pool"):
             return
+        assert all(s.length == length and s.finish_reason == "error" for s, length in self.aborted)
         running = self.scheduler.running
         assert {id(s) for s in running + self.scheduler.waiting} == {id(s) for s in self.live}
         assert [s.order for s in running] == sorted(s.order for s in running)
@@ -146,7 +190,8 @@ def test_a_document_is_computed_once_for_a_batch() -> None:
     for s in sequences:
         scheduler.add(s)
     assert scheduler.admit() == sequences[:1], "the others wait for the first one's blocks"
-    for e in scheduler.plan(np.zeros(8, np.int32)):
-        scheduler.commit(e, np.array([1], np.int32), frozenset())
+    for e in scheduler.plan([0], 0):
+        scheduler.launch(e)
+        scheduler.commit(e, 0, np.array([1], np.int32), "")
     assert scheduler.admit() == sequences[1:]
     assert [s.computed for s in sequences[1:]] == [16] * 4

@@ -42,34 +42,39 @@ class BlockPool:
         """Blocks that `allocate` can still give."""
         return len(self._free) + len(self._idle)
 
-    def allocate(self) -> int | None:
-        """A block for one holder, its contents unknown; None when every block is held."""
-        if self._free:
-            block = self._free.pop()
-        elif self._idle:
-            block, _ = self._idle.popitem(last=False)
-            self._forget(block)
-        else:
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks for one holder, their contents unknown; None, and none taken, where so many are not left."""
+        if count > self.available:
             return None
-        self._refs[block] = 1
-        return block
+        blocks = []
+        for _ in range(count):
+            if self._free:
+                block = self._free.pop()
+            else:
+                block, _ = self._idle.popitem(last=False)
+                self._forget(block)
+            self._refs[block] = 1
+            blocks.append(block)
+        return blocks
 
-    def acquire(self, key: bytes) -> int | None:
-        """The block that holds `key`, with one more holder; None when no block does."""
-        block = self._by_key.get(key)
-        if block is not None:
+    def known(self, keys: list[bytes]) -> int:
+        """How many leading keys a block holds."""
+        return next((i for i, key in enumerate(keys) if key not in self._by_key), len(keys))
+
+    def acquire(self, keys: list[bytes]) -> list[int]:
+        """The blocks of the leading keys that are held, with one more holder each."""
+        blocks = [self._by_key[key] for key in keys[: self.known(keys)]]
+        for block in blocks:
             self._idle.pop(block, None)
             self._refs[block] += 1
-        return block
+        return blocks
 
-    def holds(self, key: bytes) -> bool:
-        return key in self._by_key
-
-    def publish(self, block: int, key: bytes) -> None:
-        """Say that the held `block` is filled with `key`. The first block to say so keeps the key."""
-        if key not in self._by_key:
-            self._by_key[key] = block
-            self._key[block] = key
+    def publish(self, blocks: list[int], keys: list[bytes]) -> None:
+        """Say that held blocks are filled with keys. The first block to say so keeps the key."""
+        for block, key in zip(blocks, keys, strict=True):
+            if key not in self._by_key:
+                self._by_key[key] = block
+                self._key[block] = key
 
     def release(self, blocks: Iterable[int]) -> None:
         """One holder less for each. Give a sequence's blocks in order: its last ones are then evicted first."""

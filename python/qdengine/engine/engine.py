@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -22,8 +23,8 @@ from ..prompt import Prompt, encode
 from ..request import Request, Summary
 from .block_pool import BlockPool, prefix_keys
 from .draft_cost import DraftCost
-from .runner import Runner
-from .scheduler import Entry, Scheduler
+from .runner import FINISH_REASONS, Flight, Runner
+from .scheduler import Scheduler
 from .sequence import Sequence
 
 Item = Request | Mapping[str, Any]
@@ -55,21 +56,22 @@ class Engine:
         self.tokenizer = checkpoint.tokenizer()
         dtype = getattr(torch, self.precision)
         table = ops.load(backend or self.device.type)
-        host = table if table.backend == "reference" else ops.load("cpu")
         shape = checkpoint.config
         decoder = Decoder(shape, checkpoint.weights(), table, dtype, self.device)
         cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
-        self._runner = self._make_runner(decoder, cache, host)
+        self._runner = self._make_runner(decoder, cache)
+        self._flight: Flight | None = None  # the step on its way, where steps are planned ahead
+        self._collected = 0.0  # when the last result was there
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )
         self._documents = DocumentCache(self.config.document_cache_bytes)
         self._draft_cost = DraftCost(self.config.lookahead)
-        self._stop_ids = frozenset(checkpoint.stop_ids)
+        self._usual_draft = float(self.config.lookahead)  # tokens, of a sequence that writes
         self._lock = threading.Lock()
-        self._closed = False
+        self._ended: str | None = None  # why the engine takes no more requests
 
     @classmethod
     def from_pretrained(
@@ -84,11 +86,14 @@ class Engine:
         `StudentError`, `BackendError` or `ConfigError`; the message names the remedy."""
         return cls(load_checkpoint(student.resolve(path_or_name)), device, precision, config, backend)
 
-    def _make_runner(self, decoder: Decoder, cache: KVCache, host: ops.OpTable) -> Runner:
-        config = self.config
-        graphs = config.cuda_graphs and self.device.type == "cuda" and decoder.ops.backend != "reference"
+    def _make_runner(self, decoder: Decoder, cache: KVCache) -> Runner:
+        config, on_gpu = self.config, self.device.type == "cuda"
         try:
-            return Runner(decoder, cache, host, config.max_sequences, config.lookahead, config.max_step_tokens, graphs)
+            return Runner(
+                decoder, cache, list(self.checkpoint.stop_ids), config.max_sequences, config.lookahead,
+                config.max_step_tokens, lag=on_gpu,
+                graphs=config.cuda_graphs and on_gpu and decoder.ops.backend != "reference",
+            )  # fmt: skip
         except shortage(self.device) as error:
             raise ConfigError(
                 f"there is no memory for steps of EngineConfig.max_step_tokens = {config.max_step_tokens}, "
@@ -104,12 +109,10 @@ class Engine:
     def close(self) -> None:
         """Free the model and the KV memory. Calls still running end with an `EngineError` for what is unfinished."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            for sequence in self._scheduler.running + self._scheduler.waiting:
-                self._scheduler.abort(sequence, EngineError("the engine was closed before this request was done"))
-            del self._runner
+            if self._ended is None:
+                self._end("the engine is closed; make a new one with Engine.from_pretrained")
+            self._flight = None
+            self._runner = None  # type: ignore[assignment]
 
     def summarize(self, batch: Iterable[Item]) -> list[Summary]:
         """One `Summary` per item, in order. A bad item gets `error` set and does not affect the others; this call
@@ -173,8 +176,8 @@ class Engine:
         prompts = iter(encode(self.tokenizer, self.checkpoint.prompt, requests, room, self._documents))
         sequences: list[Sequence | QdengineError] = []
         with self._lock:
-            if self._closed:
-                return [EngineError("the engine was closed before this request was begun")] * len(items)
+            if self._ended is not None:
+                return [EngineError(self._ended)] * len(items)
             for x in made:
                 sequences.append(self._queue(x, next(prompts)) if isinstance(x, Request) else x)  # type: ignore[arg-type]
         return sequences
@@ -222,25 +225,63 @@ class Engine:
                     raise
 
     def _step(self) -> None:
+        """Start a step, and take the result of the one before where steps are planned ahead, else its own."""
+        before, self._flight = self._flight, None
+        # Sampling counts positions on the host, which then must know them.
+        if before is not None and any(s.request.temperature > 0.0 for s in self._scheduler.running):
+            self._collect(before)
+            before = None
+        flight = self._launch()
+        if before is not None:
+            self._collect(before)
+        if flight is not None and self._runner.lag:
+            self._flight = flight
+        elif flight is not None:
+            self._collect(flight)
+
+    def _launch(self) -> Flight | None:
+        """The next step, under way; None when nothing is left to compute."""
         scheduler, runner = self._scheduler, self._runner
-        now = time.perf_counter()
-        for sequence in scheduler.admit():
-            runner.admit(sequence)
+        admitted, now = scheduler.admit(), time.perf_counter()
+        runner.admit(admitted)
+        for sequence in admitted:
             sequence.stats.reused_tokens = sequence.computed
             sequence.started = sequence.started or now
-        begin = time.perf_counter()
         running = scheduler.running
-        entries = scheduler.plan(runner.propose(running, [self._most_drafted(s, len(running)) for s in running]))
-        written = runner.run(entries)
+        most = [self._most_drafted(sequence, len(running)) for sequence in running]
+        if runner.lag:  # what is drafted is not known yet; a bit more than usual finds room
+            drafts = math.ceil(1.25 * self._usual_draft * len(running))
+        else:
+            most = runner.propose(running, most)
+            drafts = sum(most)
+        entries = scheduler.plan(most, drafts)
+        if not entries:
+            return None
+        flight = runner.launch(entries, drafts)
+        for entry in entries:
+            scheduler.launch(entry)
+        return flight
+
+    def _collect(self, flight: Flight) -> None:
+        """Take the result of a step, when it is there."""
+        result = self._runner.collect(flight)
         now = time.perf_counter()
-        self._draft_cost.observe_step(len(entries), sum(e.new + e.drafted for e in entries), now - begin)
-        for entry, tokens in zip(entries, written, strict=True):
-            self._count(entry, len(tokens), now)
-            kept = scheduler.commit(entry, tokens, self._stop_ids)
-            if entry.sequence.finished:
-                self._time(entry.sequence, now)
-            else:
-                runner.append(entry.sequence, kept)
+        self._draft_cost.observe_step(len(flight.entries), flight.tokens, now - max(flight.began, self._collected))
+        self._collected = now
+        out = result["out"]
+        out_lens, kept, finished, drafted = (
+            result[name].tolist() for name in ("out_lens", "kept", "finished", "drafted")
+        )
+        for entry in flight.entries:
+            if not entry.lives:
+                continue
+            sequence, row = entry.sequence, entry.sequence.row
+            accepted = max(out_lens[row] - 1, 0)
+            if entry.writes:
+                self._count(sequence, drafted[row], accepted, now)
+            self._scheduler.commit(entry, accepted, out[row, : kept[row]], FINISH_REASONS[finished[row]])
+            if sequence.finished:
+                self._time(sequence, now)
 
     def _most_drafted(self, sequence: Sequence, sequences: int) -> int:
         if sequence.pending > self.config.max_step_tokens:
@@ -249,14 +290,14 @@ class Engine:
             return sequence.draft_limit
         return self._draft_cost.length(sequence.acceptance, sequences, sequence.draft_limit)
 
-    def _count(self, entry: Entry, tokens: int, now: float) -> None:
-        if entry.writes:
-            self._draft_cost.observe_draft(entry.sequence.acceptance, entry.drafted, tokens - 1)
-            stats = entry.sequence.stats
-            stats.steps += 1
-            stats.drafted += entry.drafted
-            stats.accepted += tokens - 1
-            entry.sequence.first_token = entry.sequence.first_token or now
+    def _count(self, sequence: Sequence, drafted: int, accepted: int, now: float) -> None:
+        self._draft_cost.observe_draft(sequence.acceptance, drafted, accepted)
+        self._usual_draft += 0.05 * (drafted - self._usual_draft)
+        stats = sequence.stats
+        stats.steps += 1
+        stats.drafted += drafted
+        stats.accepted += accepted
+        sequence.first_token = sequence.first_token or now
 
     @staticmethod
     def _time(sequence: Sequence, now: float) -> None:
@@ -266,10 +307,26 @@ class Engine:
         stats.decode_ms = 1e3 * (now - sequence.first_token)
 
     def _fail(self, cause: Exception) -> None:
-        """A step broke: every sequence in it ends with an error, and the engine goes on with an empty slate."""
-        error = EngineError(f"a step failed: {type(cause).__name__}: {cause}")
-        error.__cause__ = cause
-        for sequence in list(self._scheduler.running):
+        """A step broke: every sequence in it ends with an error, and the engine goes on with an empty slate, unless the
+        device is lost."""
+        self._flight = None
+        told = f"{type(cause).__name__}: {cause}"
+        if self._runner.works():
+            error = EngineError(f"a step failed: {told}")
+            error.__cause__ = cause
+            for sequence in list(self._scheduler.running):
+                self._scheduler.abort(sequence, error)
+        else:
+            self._end(
+                f"the device failed, and takes no more work from this process ({told}); start a new process", cause
+            )
+
+    def _end(self, why: str, cause: Exception | None = None) -> None:
+        """Take no more requests, and end those there are with an error that says why."""
+        self._ended = why
+        for sequence in self._scheduler.running + self._scheduler.waiting:
+            error = EngineError(why)
+            error.__cause__ = cause
             self._scheduler.abort(sequence, error)
 
     def _abort(self, sequences: Iterable[Sequence]) -> None:
@@ -279,8 +336,8 @@ class Engine:
                     self._scheduler.abort(sequence)
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError("the engine is closed; make a new one with Engine.from_pretrained")
+        if self._ended is not None:
+            raise EngineError(self._ended)
 
     def _text(self, sequence: Sequence) -> str:
         return self.tokenizer.decode(sequence.output.tolist()).strip()

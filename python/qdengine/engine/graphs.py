@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-# Tokens and rows of a step to (the model's tokens [R], its logits [R, V]).
-Forward = Callable[[int, int], tuple[Tensor, Tensor]]
-
 
 class Buckets:
-    """The sizes of captured steps: powers of two and the numbers half way between, up to the largest step.
+    """The sizes of steps that are planned ahead: powers of two and the numbers half way between, up to the largest.
 
     Rows go up to the tokens, or to a power of four: a prefill wants few of them, and the head is dear.
     """
@@ -36,27 +33,36 @@ class Buckets:
 
 
 class Graphs:
-    """`forward` captured once for every bucket, and replayed. All graphs share one pool of memory.
+    """`forward` captured once for every bucket, and `finish` once, to be replayed. All share one pool of memory.
 
-    forward: reads buffers that stay where they are, and is the same work for the same sizes.
+    Both read and write arrays that stay where they are, and are the same work for the same sizes. nbytes: device memory
+    that the captures took.
     """
 
-    def __init__(self, forward: Forward, step_tokens: int) -> None:
-        self._forward = forward
-        self._bucket = Buckets(step_tokens)
-        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+    def __init__(self, forward: Callable[[int, int], Tensor], finish: Callable[[], None], sizes: Buckets) -> None:
         pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        before = torch.cuda.memory_reserved()
         # Largest first: the smaller ones then fit the memory of those before them.
-        for bucket in tqdm(self._bucket.all(), desc="capturing steps", unit="graph", leave=False, disable=None):
-            forward(*bucket)  # libraries allocate at a first call, which a capture forbids
+        for size in tqdm(sizes.all(), desc="capturing steps", unit="graph", leave=False, disable=None):
+            forward(*size)  # libraries allocate at a first call, which a capture forbids
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                sampled, logits = forward(*bucket)
-            self._captured[bucket] = graph, sampled, logits
+                logits = forward(*size)
+            self._captured[size] = graph, logits
+        finish()
+        torch.cuda.synchronize()
+        self._finish = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._finish, pool=pool):
+            finish()
+        self.nbytes = torch.cuda.memory_reserved() - before
 
-    def __call__(self, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
-        """As `forward`; what it returns is overwritten by the next call."""
-        graph, sampled, logits = self._captured[self._bucket(tokens, rows)]
+    def forward(self, tokens: int, rows: int) -> Tensor:
+        """As `forward`, for the sizes of a bucket; the logits are overwritten by the next call."""
+        graph, logits = self._captured[tokens, rows]
         graph.replay()
-        return sampled[:rows], logits[:rows]
+        return logits
+
+    def finish(self) -> None:
+        self._finish.replay()

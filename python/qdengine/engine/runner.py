@@ -1,108 +1,218 @@
-"""The arrays of the running sequences, and one step over them: propose, pack, forward, verify."""
+"""The device side of the engine: the arrays of the running sequences, and the steps over them.
+
+A step is propose, pack, forward, argmax, verify and commit, all ops over arrays that stay on the device. The host says
+how much of which sequence a step may compute, and reads its result when it needs it: on a GPU one step behind.
+"""
 
 from __future__ import annotations
+
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, StepInputs
 from ..model.kv_cache import KVCache
-from ..ops import OpTable
-from .graphs import Forward, Graphs
+from .graphs import Buckets, Graphs
+from .mirror import Mirror
 from .sampling import sample
 from .scheduler import Entry
 from .sequence import Sequence
-from .step_buffers import StepBuffers
+
+FINISH_REASONS = ("", "stop", "length")
+_IN_FLIGHT = 2  # steps whose plan or result may be in use at a time
+_RECORD = 8  # int32 of a sequence that is admitted, beside its tokens and ranks
+
+
+@dataclass(slots=True)
+class Flight:
+    """A step on its way. copy: the one of plan and result that it uses. began: seconds. tokens: that it computes."""
+
+    entries: list[Entry]
+    copy: int
+    tokens: int
+    began: float
+    done: torch.cuda.Event | None
 
 
 class Runner:
-    """Owns the device side of the engine. Row r of every array is the running sequence whose `row` is r, or nobody's.
+    """Owns the arrays. Row r of every array is the running sequence whose `row` is r, or nobody's.
 
-    Drafting, packing and verification read and write token ids that the host needs at once: they run on the host.
+    lag: plan a step before the one in flight is done. Steps then have the size that their plan allows for; without
+    it drafting comes first, and a step has just the tokens that it needs.
+    graphs: capture the steps of every size, and replay them.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, host_ops: OpTable, sequences: int, draft: int, step_tokens: int,
-        graphs: bool,
+        self, decoder: Decoder, cache: KVCache, stop_ids: list[int], sequences: int, draft: int, step_tokens: int,
+        lag: bool, graphs: bool,
     ) -> None:  # fmt: skip
-        self.decoder, self.cache, self._host_ops = decoder, cache, host_ops
+        self.decoder, self.cache, self.lag, self.device = decoder, cache, lag, decoder.device
+        self._ops, self._step_tokens, self._draft = decoder.ops, step_tokens, draft
         capacity = decoder.config.max_positions
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, dtype=torch.int32)
+            return torch.zeros(*shape, dtype=torch.int32, device=self.device)
 
         self._tokens, self._ranks = zeros(sequences, capacity), zeros(sequences, capacity)
-        self._bounds, self._limits = zeros(sequences, 4), zeros(sequences)
+        self._bounds, self._computed, self._ends = zeros(sequences, 4), zeros(sequences), zeros(sequences)
         self._drafts, self._draft_lens = zeros(sequences, draft), zeros(sequences)
-        self._computed, self._most = zeros(sequences), zeros(sequences)
-        self._out, self._out_lens = zeros(sequences, draft + 1), zeros(sequences)
-        self._buffers = StepBuffers(step_tokens, sequences, -(-capacity // cache.block_tokens), decoder.device)
-        self._blocks = [0] * sequences  # of each row, in the block table
-        self._forward: Forward = Graphs(self._eager, step_tokens) if graphs else self._eager
-
-    def admit(self, sequence: Sequence) -> None:
-        """Fill the sequence's row of the arrays."""
-        row, prompt = sequence.row, sequence.prompt
-        self._tokens[row, : sequence.length] = torch.from_numpy(sequence.tokens[: sequence.length])
-        self._ranks[row, : len(prompt.ranks)] = torch.from_numpy(prompt.ranks)
-        self._bounds[row] = torch.tensor(
-            [prompt.document_begin, prompt.document_end, len(prompt.ids), sequence.length], dtype=torch.int32
+        self._stop_ids = torch.tensor(stop_ids, dtype=torch.int32, device=self.device)
+        self._ids, self._positions, self._slots, self._rows = (zeros(step_tokens) for _ in range(4))
+        self._kv_lens, self._q_indptr, self._row_indptr = zeros(sequences), zeros(sequences + 1), zeros(sequences + 1)
+        self._sampled = zeros(step_tokens)
+        row, blocks = (sequences,), -(-capacity // cache.block_tokens)
+        self._plan = Mirror(
+            {"most": row, "limits": row, "reach": row, "block_tables": (sequences, blocks)}, self.device, _IN_FLIGHT
         )
-        self._blocks[row] = 0
+        self._result = Mirror(
+            {"out": (sequences, draft + 1), "out_lens": row, "kept": row, "finished": row, "drafted": row},
+            self.device, _IN_FLIGHT,
+        )  # fmt: skip
+        self._staged = [zeros(0).cpu() for _ in range(_IN_FLIGHT)]
+        self._tables = np.zeros((sequences, blocks), np.int32)
+        self._filled = [0] * sequences  # blocks of each row in its table
+        self._flights = 0
+        self._sizes = Buckets(step_tokens)
+        self._graphs = Graphs(self._forward, self._finish, self._sizes) if graphs else None
 
-    def propose(self, running: list[Sequence], most: list[int]) -> np.ndarray:
-        """Draft at most `most[i]` tokens for `running[i]`. int32 by row: tokens drafted."""
-        limits = self._limits.numpy()
-        limits[:] = 0
+    def admit(self, sequences: list[Sequence]) -> None:
+        """Fill the sequences' rows of the arrays."""
+        if not sequences:
+            return
+        header = _RECORD * len(sequences)
+        staged = self._stage(header + 2 * sum(s.length for s in sequences))
+        host = staged.numpy()
+        begin = 0
+        for i, sequence in enumerate(sequences):
+            prompt, length, row = sequence.prompt, sequence.length, sequence.row
+            host[_RECORD * i : _RECORD * (i + 1)] = (
+                row, prompt.document_begin, prompt.document_end, len(prompt.ids), length, sequence.computed,
+                len(sequence.tokens), begin,
+            )  # fmt: skip
+            tokens = host[header + begin : header + begin + 2 * length]
+            tokens[:length] = sequence.tokens[:length]
+            tokens[length : length + len(prompt.ranks)] = prompt.ranks
+            tokens[length + len(prompt.ranks) :] = 0
+            begin += 2 * length
+            self._filled[row] = 0
+        moved = staged.to(self.device, non_blocking=True)
+        self._ops.admit_rows(
+            self._tokens, self._ranks, self._bounds, self._computed, self._result.device["finished"], self._ends,
+            moved[:header].view(-1, _RECORD), moved[header:],
+        )  # fmt: skip
+
+    def propose(self, running: list[Sequence], most: list[int]) -> list[int]:
+        """Draft at most `most[i]` tokens for `running[i]` now; returns how many were found."""
+        limits = self._plan.device["limits"]
+        limits.zero_()
         for sequence, limit in zip(running, most, strict=True):
             limits[sequence.row] = limit
-        self._host_ops.ngram_propose(
-            self._drafts, self._draft_lens, self._tokens, self._ranks, self._bounds, self._limits
-        )
-        return self._draft_lens.numpy()
+        self._propose()
+        lens = self._draft_lens.tolist()
+        return [lens[sequence.row] for sequence in running]
 
-    def run(self, entries: list[Entry]) -> list[np.ndarray]:
-        """One forward pass. For each entry the tokens it wrote: accepted drafts and the model's next one, int32."""
-        self._pack(entries)
-        buffers = self._buffers
-        buffers.send()
-        sampled, logits = self._forward(int(buffers.q_indptr[-1]), int(buffers.row_indptr[-1]))
-        sampled = sampled.cpu()
-        sample(sampled.numpy(), logits, entries, buffers.row_indptr.numpy())
-        self._host_ops.verify_draft(
-            self._out, self._out_lens, self._drafts, buffers.drafted, sampled, buffers.row_indptr
-        )
-        out, lens = self._out.numpy(), self._out_lens.tolist()
-        rows = [entry.sequence.row for entry in entries]
-        return [out[row, : lens[row]] for row in rows]
+    def launch(self, entries: list[Entry], drafts: int) -> Flight:
+        """Start a step. drafts: tokens that it has room for beside the known ones, where there is `lag`."""
+        copy = self._flights % _IN_FLIGHT
+        self._flights += 1
+        began = time.perf_counter()
+        self._lay_plan(entries, copy)
+        known, writers = sum(e.new for e in entries), sum(e.writes for e in entries)
+        if self.lag:
+            drafts = min(drafts, sum(e.drafted for e in entries))
+            tokens, rows = self._sizes(min(known + drafts, self._step_tokens), min(writers + drafts, self._step_tokens))
+            logits = (self._graphs.forward if self._graphs else self._forward)(tokens, rows)
+        else:
+            self._pack(self._step_tokens, self._step_tokens)
+            tokens, rows = int(self._q_indptr[-1]), int(self._row_indptr[-1])
+            logits = self._run(tokens, rows)
+        sample(self._sampled, logits, self._row_indptr, entries)
+        (self._graphs.finish if self._graphs else self._finish)()
+        self._result.fetch(copy)
+        done = None
+        if self.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+        return Flight(entries, copy, tokens, began, done)
 
-    def _eager(self, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
-        """The model's tokens (int32 [rows]) and logits for a step of `tokens` in the buffers."""
-        logits = self.decoder.forward(self._buffers.inputs(tokens, rows), self.cache)
-        sampled = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
-        self.decoder.ops.greedy_argmax(sampled, logits)
-        return sampled, logits
+    def collect(self, flight: Flight) -> dict[str, np.ndarray]:
+        """Wait for a step. Its result by row, int32, valid until the next but one is launched: out [S, K + 1] and
+        out_lens (`verify_draft`), kept and finished (`commit_step`), drafted [S]."""
+        if flight.done is not None:
+            flight.done.synchronize()
+        return self._result.host[flight.copy]
 
-    def append(self, sequence: Sequence, kept: int) -> None:
-        """Copy the newest `kept` tokens of a running sequence to its row."""
-        begin = sequence.length - kept
-        self._tokens[sequence.row, begin : sequence.length] = torch.from_numpy(sequence.tokens[begin : sequence.length])
-        self._bounds[sequence.row, 3] = sequence.length
+    def works(self) -> bool:
+        """Whether the device still takes orders: after some errors a CUDA device never does again."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return False
+        return True
 
-    def _pack(self, entries: list[Entry]) -> None:
-        """The entries' tokens into the step's buffers."""
-        buffers = self._buffers
-        computed, most, draft_lens = self._computed.numpy(), self._most.numpy(), self._draft_lens.numpy()
-        tables = buffers.block_tables.numpy()
-        most[:] = 0
+    def _stage(self, size: int) -> Tensor:
+        """Host memory for the records of this step, which no earlier step's copy still reads."""
+        copy = self._flights % _IN_FLIGHT
+        if len(self._staged[copy]) < size:
+            room = 1 << (size - 1).bit_length()
+            self._staged[copy] = torch.zeros(room, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        return self._staged[copy][:size]
+
+    def _lay_plan(self, entries: list[Entry], copy: int) -> None:
+        plan = self._plan.host[copy]
+        plan["most"][:] = 0
+        plan["limits"][:] = 0
         for entry in entries:
             sequence, row = entry.sequence, entry.sequence.row
-            computed[row], most[row], draft_lens[row] = sequence.computed, entry.new, entry.drafted
-            tables[row, self._blocks[row] : len(sequence.blocks)] = sequence.blocks[self._blocks[row] :]
-            self._blocks[row] = len(sequence.blocks)
-        self._host_ops.pack_step(
-            buffers.ids, buffers.positions, buffers.slots, buffers.rows, buffers.kv_lens, buffers.q_indptr,
-            buffers.row_indptr, buffers.drafted, self._tokens, self._bounds, self._computed, self._most, self._drafts,
-            self._draft_lens, buffers.block_tables, self.cache.block_tokens,
+            plan["most"][row], plan["limits"][row], plan["reach"][row] = entry.new, entry.drafted, entry.reach
+            filled, blocks = self._filled[row], sequence.blocks
+            if filled < len(blocks):
+                self._tables[row, filled : len(blocks)] = blocks[filled:]
+                self._filled[row] = len(blocks)
+        plan["block_tables"][:] = self._tables
+        self._plan.send(copy)
+
+    def _propose(self) -> None:
+        self._ops.ngram_propose(
+            self._drafts, self._draft_lens, self._tokens, self._ranks, self._bounds, self._plan.device["limits"]
+        )
+
+    def _pack(self, tokens: int, rows: int) -> None:
+        plan = self._plan.device
+        self._ops.pack_step(
+            self._ids[:tokens], self._positions[:tokens], self._slots[:tokens], self._rows[:rows], self._kv_lens,
+            self._q_indptr, self._row_indptr, self._result.device["drafted"], self._tokens, self._bounds,
+            self._computed, plan["most"], plan["reach"], self._drafts, self._draft_lens, plan["block_tables"],
+            self.cache.block_tokens,
+        )  # fmt: skip
+
+    def _forward(self, tokens: int, rows: int) -> Tensor:
+        """Draft, and compute a step of at most so many tokens, and rows wanted. The rows' logits."""
+        self._propose()
+        self._pack(tokens, rows)
+        return self._run(tokens, rows)
+
+    def _run(self, tokens: int, rows: int) -> Tensor:
+        inputs = StepInputs(
+            ids=self._ids[:tokens], positions=self._positions[:tokens], slots=self._slots[:tokens],
+            block_tables=self._plan.device["block_tables"], kv_lens=self._kv_lens, q_indptr=self._q_indptr,
+            rows=self._rows[:rows],
+        )  # fmt: skip
+        logits = self.decoder.forward(inputs, self.cache)
+        self._ops.greedy_argmax(self._sampled[:rows], logits)
+        return logits
+
+    def _finish(self) -> None:
+        """What the model wrote, to the arrays."""
+        result = self._result.device
+        self._ops.verify_draft(
+            result["out"], result["out_lens"], self._drafts, result["drafted"], self._sampled, self._row_indptr
+        )
+        self._ops.commit_step(
+            self._tokens, self._bounds, self._computed, result["finished"], result["kept"], result["out"],
+            result["out_lens"], result["drafted"], self._q_indptr, self._ends, self._stop_ids,
         )  # fmt: skip

@@ -13,15 +13,19 @@ from torch import Tensor
 from .scheduler import Entry
 
 
-def sample(chosen: np.ndarray, logits: Tensor, entries: list[Entry], indptr: np.ndarray) -> None:
+def sample(chosen: Tensor, logits: Tensor, row_indptr: Tensor, entries: list[Entry]) -> None:
     """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: [R, V]; the rows
-    of the sequence in row r are indptr[r] to indptr[r + 1]."""
-    for entry in entries:
-        request = entry.sequence.request
-        if request.temperature > 0.0:
-            for k, row in enumerate(range(*indptr[entry.sequence.row : entry.sequence.row + 2].tolist())):
-                position = entry.sequence.computed + entry.new + k
-                chosen[row] = draw(logits[row], request.temperature, request.top_p, request.seed, position)
+    of the sequence in row r are row_indptr[r] to row_indptr[r + 1]. Waits for the device only when an entry samples."""
+    sampling = [entry for entry in entries if entry.writes and entry.sequence.request.temperature > 0.0]
+    indptr = row_indptr.tolist() if sampling else []
+    for entry in sampling:
+        request, begin = entry.sequence.request, indptr[entry.sequence.row]
+        position = entry.begin + entry.new
+        drawn = [
+            draw(logits[begin + k], request.temperature, request.top_p, request.seed, position + k)
+            for k in range(indptr[entry.sequence.row + 1] - begin)
+        ]
+        chosen[begin : begin + len(drawn)] = torch.tensor(drawn, dtype=torch.int32)
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, seed: int, position: int) -> int:

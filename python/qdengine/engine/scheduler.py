@@ -18,15 +18,24 @@ from .sequence import Sequence
 
 @dataclass(slots=True)
 class Entry:
-    """One sequence's share of a step: `new` known tokens from `sequence.computed` on, then `drafted` drafted ones.
+    """One sequence's share of a step: `new` known tokens from position `begin` on, then at most `drafted` drafted ones.
 
-    `writes` is whether the share reaches the newest token, so that the step yields tokens.
+    writes: the share reaches the newest token, so that the step yields tokens. reach: no position from here on has KV
+    memory, or is wanted. life: the sequence's when the step was planned; a later one means that it was taken out since.
     """
 
     sequence: Sequence
+    begin: int
     new: int
     drafted: int
     writes: bool
+    reach: int
+    life: int
+
+    @property
+    def lives(self) -> bool:
+        """Whether the sequence was not taken out since."""
+        return self.life == self.sequence.life
 
 
 class Scheduler:
@@ -64,12 +73,15 @@ class Scheduler:
         held_back = []
         room = self.pool.available - sum(self._missing(s) for s in self.running)
         for i, sequence in enumerate(self.waiting):
+            if not self._rows:
+                held_back += self.waiting[i:]
+                break
             known = self._known_blocks(sequence)
             if known < len(sequence.keys) and sequence.keys[known] in computing:
                 held_back.append(sequence)
                 continue
             needed = self._blocks_for(sequence.length) - known
-            if not self._rows or (needed > room and self.running):
+            if needed > room and self.running:
                 held_back += self.waiting[i:]
                 break
             room -= needed
@@ -79,34 +91,46 @@ class Scheduler:
         self.waiting = held_back
         return admitted
 
-    def plan(self, draft_lens: np.ndarray) -> list[Entry]:
-        """The next step's entries; `draft_lens` (int32, by row): the tokens drafted for each running sequence."""
-        budget = self.max_step_tokens
+    def plan(self, most_drafted: list[int], drafts: int) -> list[Entry]:
+        """The next step's entries, while the results of earlier ones may still be on their way.
+
+        most_drafted: for each of `running`. drafts: tokens of the step that are left to the drafts of all; where those
+        turn out longer, the step drops what has no room.
+        """
+        budget = self.max_step_tokens - min(drafts, self.max_step_tokens // 2)
         entries: list[Entry] = []
-        for sequence in list(self.running):
-            if budget == 0 or sequence.row < 0:
+        for sequence, most in list(zip(self.running, most_drafted, strict=True)):
+            if budget == 0:
+                break
+            if sequence.row < 0 or sequence.ending:
                 continue
             new = min(sequence.pending, budget)
-            writes = new == sequence.pending
-            drafted = min(int(draft_lens[sequence.row]), budget - new) if writes else 0
-            entry = self._fit(Entry(sequence, new, drafted, writes))
+            entry = self._fit(sequence, new, most if new == sequence.pending else 0)
             if entry is not None:
                 entries.append(entry)
-                budget -= entry.new + entry.drafted
+                budget -= new
         return entries
 
-    def commit(self, entry: Entry, written: np.ndarray, stop_ids: frozenset[int]) -> int:
-        """Take a step's result for one entry: `written` are the kept draft tokens and the model's next one (empty
-        when the entry does not write). Returns how many tokens the sequence kept; a finished
-        one leaves the scheduler."""
+    def launch(self, entry: Entry) -> None:
+        """Count a planned share as on its way."""
         sequence = entry.sequence
-        accepted = max(len(written) - 1, 0)
-        sequence.computed += entry.new + accepted
-        self._publish(sequence)
-        kept = sequence.append(written, stop_ids)
+        sequence.computed += entry.new
+        if entry.writes:
+            sequence.flying += 1
+            sequence.ahead += entry.drafted + 1
+
+    def commit(self, entry: Entry, accepted: int, written: np.ndarray, finish_reason: str) -> None:
+        """Take a step's result for an entry that lives: drafted tokens that were kept, and the tokens written (int32).
+        A finished sequence leaves the scheduler."""
+        sequence = entry.sequence
+        if entry.writes:
+            sequence.flying -= 1
+            sequence.ahead -= entry.drafted + 1
+        sequence.computed += accepted
+        self._publish(sequence, entry.begin + entry.new)
+        sequence.append(written, finish_reason)
         if sequence.finished:
             self._stop(sequence)
-        return kept
 
     def abort(self, sequence: Sequence, error: QdengineError | None = None) -> None:
         """Take a sequence out, wherever it is."""
@@ -121,17 +145,13 @@ class Scheduler:
         sequences = dict.fromkeys(self.running + self.waiting)  # one on its way between the lists is in both
         for sequence in sequences:
             self.pool.release(sequence.blocks)
-            sequence.blocks, sequence.row = [], -1
+            sequence.leave()
             sequence.computed = sequence.published = 0
         self.running, self._rows = [], list(self._all_rows)
         self.waiting = sorted((s for s in sequences if not s.finished), key=lambda s: s.order)
 
     def _start(self, sequence: Sequence, known: int) -> None:
-        for key in sequence.keys[:known]:
-            block = self.pool.acquire(key)
-            if block is None:  # cannot be: _known_blocks has just seen it
-                break
-            sequence.blocks.append(block)
+        sequence.blocks = self.pool.acquire(sequence.keys[:known])
         sequence.published = len(sequence.blocks)
         sequence.computed = len(sequence.blocks) * self.block_tokens
         sequence.row = self._rows.pop()
@@ -140,47 +160,47 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._rows.append(sequence.row)
-        sequence.row = -1
         self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        sequence.leave()
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop(sequence)
         sequence.computed = sequence.published = 0
         insort(self.waiting, sequence, key=lambda s: s.order)
 
-    def _fit(self, entry: Entry) -> Entry | None:
-        """The entry with blocks under it, with fewer drafts if need be; None when its sequence had to give way."""
-        sequence = entry.sequence
+    def _fit(self, sequence: Sequence, new: int, drafted: int) -> Entry | None:
+        """The entry with blocks under it, with fewer drafts if need be; None when the sequence had to give way."""
+        writes, size = new == sequence.pending, self.block_tokens
+        # What steps on their way may still write comes first.
+        known = sequence.computed + sequence.ahead - sequence.flying + new
+        last = len(sequence.tokens) - 1  # the last token is never computed
         while True:
-            missing = self._blocks_for(sequence.computed + entry.new + entry.drafted) - len(sequence.blocks)
-            while missing > 0 and (block := self.pool.allocate()) is not None:
-                sequence.blocks.append(block)
-                missing -= 1
-            if missing <= 0:
-                return entry
-            if entry.drafted:
-                entry.drafted = max(0, len(sequence.blocks) * self.block_tokens - sequence.computed - entry.new)
-                if sequence.computed + entry.new <= len(sequence.blocks) * self.block_tokens:
-                    return entry
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
-                return None
+            missing = self._blocks_for(min(known + drafted, last)) - len(sequence.blocks)
+            if missing > self.pool.available and drafted:
+                drafted = max(0, (len(sequence.blocks) + self.pool.available) * size - known)
+                continue
+            if missing > 0:
+                blocks = self.pool.allocate(missing)
+                if blocks is None:
+                    youngest = self.running[-1]
+                    self._preempt(youngest)
+                    if youngest is sequence:
+                        return None
+                    continue
+                sequence.blocks += blocks
+            reach = min(len(sequence.blocks) * size, last)
+            return Entry(sequence, sequence.computed, new, drafted, writes, reach, sequence.life)
 
-    def _publish(self, sequence: Sequence) -> None:
-        whole = min(sequence.computed // self.block_tokens, len(sequence.keys))
-        for i in range(sequence.published, whole):
-            self.pool.publish(sequence.blocks[i], sequence.keys[i])
-        sequence.published = max(sequence.published, whole)
+    def _publish(self, sequence: Sequence, computed: int) -> None:
+        begin, whole = sequence.published, min(computed // self.block_tokens, len(sequence.keys))
+        if whole > begin:
+            self.pool.publish(sequence.blocks[begin:whole], sequence.keys[begin:whole])
+            sequence.published = whole
 
     def _known_blocks(self, sequence: Sequence) -> int:
         """Leading blocks that are in memory; one token at least is left to compute, since its logits are wanted."""
         most = min(len(sequence.keys), (sequence.length - 1) // self.block_tokens)
-        for i in range(most):
-            if not self.pool.holds(sequence.keys[i]):
-                return i
-        return most
+        return self.pool.known(sequence.keys[:most])
 
     def _missing(self, sequence: Sequence) -> int:
         return max(0, self._blocks_for(sequence.length) - len(sequence.blocks))

@@ -18,7 +18,9 @@ class Sequence:
     """Prompt, output so far, and how much of both is in the KV cache.
 
     tokens: int32 [prompt + max_new_tokens], filled up to `length`. keys: of the prompt's shareable whole blocks.
-    computed: tokens whose keys and values are in `blocks`; row: its place in the engine's arrays, -1 unless it runs.
+    row: its place in the engine's arrays, -1 unless it runs; life: how often it was taken out of there.
+    computed: tokens whose keys and values are in `blocks`, or will be when the steps on their way are done.
+    flying: steps on their way that will write; ahead: most tokens they can write.
     """
 
     request: Request
@@ -30,7 +32,10 @@ class Sequence:
     length: int = field(init=False)
     order: int = -1
     row: int = -1
+    life: int = 0
     computed: int = 0
+    flying: int = 0
+    ahead: int = 0
     published: int = 0
     blocks: list[int] = field(default_factory=list)
     finish_reason: str = ""
@@ -56,26 +61,30 @@ class Sequence:
     @property
     def pending(self) -> int:
         """Known tokens that are not in the KV cache yet; at least 1, since the newest one never is."""
-        return self.length - self.computed
+        return self.length - self.computed + self.flying
 
     @property
     def draft_limit(self) -> int:
         """Most tokens worth drafting: the model adds one after the last one kept."""
-        return min(self.lookahead, len(self.tokens) - self.length - 1)
+        return min(self.lookahead, len(self.tokens) - self.length - self.flying - 1)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the steps on their way reach the limit, whatever they write."""
+        return self.length + self.flying >= len(self.tokens)
 
     @property
     def finished(self) -> bool:
         return bool(self.finish_reason)
 
-    def append(self, new: np.ndarray, stop_ids: frozenset[int]) -> int:
-        """Append tokens up to a stop token (not kept) or the limit, set `finish_reason`, return how many were kept."""
-        for count, token in enumerate(new.tolist()):
-            if token in stop_ids:
-                self.finish_reason = "stop"
-                return count
-            self.tokens[self.length] = token
-            self.length += 1
-            if self.length == len(self.tokens):
-                self.finish_reason = "length"
-                return count + 1
-        return len(new)
+    def append(self, written: np.ndarray, finish_reason: str) -> None:
+        """Append tokens (int32); an empty `finish_reason` is none."""
+        self.tokens[self.length : self.length + len(written)] = written
+        self.length += len(written)
+        self.finish_reason = finish_reason
+
+    def leave(self) -> None:
+        """Forget the row and what is on its way to it."""
+        self.row, self.blocks = -1, []
+        self.life += 1
+        self.flying = self.ahead = 0

@@ -30,6 +30,8 @@ class OpTable:
     ngram_propose: Op
     verify_draft: Op
     pack_step: Op
+    commit_step: Op
+    admit_rows: Op
 
 
 OPS = tuple(f.name for f in fields(OpTable) if f.name != "backend")
