@@ -45,7 +45,18 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
         step, lens = ids(5 * n), torch.full((n,), 500).int()
         bounds = lens[:, None].repeat(1, 4)
         out = (step, step.clone(), step.clone(), step.clone(), ids(n), ids(n + 1), ids(n + 1), ids(n))
-        return *out, ids(n, 600), bounds, lens - 1, ids(n, high=1) + 1, ids(n, 64), ids(n, high=1) + 4, ids(n, 40), 16
+        most, reach = ids(n, high=1) + 1, lens + 64
+        return *out, ids(n, 600), bounds, lens - 1, most, reach, ids(n, 64), ids(n, high=1) + 4, ids(n, 40), 16
+    if op == "commit_step":  # of as many, that keep all of it
+        n = min(rows, 64)
+        lens = torch.full((n,), 500).int()
+        given = ids(n, 65), ids(n, high=1) + 5, ids(n, high=1) + 4, torch.arange(n + 1).int() * 5, lens + 96
+        return ids(n, 600), lens[:, None].repeat(1, 4), lens - 1, ids(n), ids(n), *given, ids(1) + 100
+    if op == "admit_rows":  # `rows` prompts of 600 tokens, 64 at most
+        n = min(rows, 64)
+        records = ids(n, 8)
+        records[:, 0], records[:, 4], records[:, 7] = torch.arange(n), 600, 1200 * torch.arange(n)
+        return ids(n, 700), ids(n, 700), ids(n, 4), ids(n), ids(n), ids(n), records, ids(1200 * n)
     if op == "verify_draft":
         n = min(rows, 64)
         lens, indptr = torch.full((n,), 64).int(), (torch.arange(n + 1) * 65).int()

@@ -157,8 +157,9 @@ def pack_cases() -> list[Case]:
         draft_lens = torch.randint(0, draft + 1, (sequences,), **one)
         size = 4
         table = torch.randint(0, 1000, (sequences, (capacity + draft) // size), **one)
-        known = int(torch.minimum(bounds[:, 3] - computed, most).sum())
-        given = (tokens, bounds, computed, most, drafts, draft_lens, table, size)
+        reach = torch.randint(0, capacity + draft + 4, (sequences,), **one)
+        known = int(torch.minimum(torch.minimum(bounds[:, 3], reach) - computed, most).clamp(min=0).sum())
+        given = (tokens, bounds, computed, most, reach, drafts, draft_lens, table, size)
         t, s = known + room, sequences
         shapes = (t, t, t, min(t, s + room), s, s + 1, s + 1, s)
         outputs = tuple(torch.full((k,), -7, dtype=torch.int32) for k in shapes)
@@ -166,5 +167,53 @@ def pack_cases() -> list[Case]:
     return cases
 
 
+def commit_cases() -> list[Case]:
+    g = torch.Generator().manual_seed(6)
+    one = {"generator": g, "dtype": torch.int32}
+    cases = []
+    # Sequences, capacity, drafts, stop ids among 12 tokens.
+    for n, (sequences, capacity, draft, stops) in enumerate(
+        ((0, 8, 4, 1), (1, 9, 0, 1), (40, 30, 8, 0), (60, 90, 64, 1), (9, 400, 300, 2), (300, 30, 5, 3))
+    ):
+        tokens = torch.randint(0, 12, (sequences, capacity + 3), **one)[:, :capacity]
+        bounds = torch.randint(0, capacity, (sequences, 4), **one)
+        ends = torch.minimum(bounds[:, 3] + torch.randint(1, draft + 5, (sequences,), **one), torch.tensor(capacity))
+        computed = (torch.rand(sequences, generator=g) * (bounds[:, 3] + 1)).int()
+        drafted = torch.randint(0, draft + 1, (sequences,), **one)
+        lens = (torch.rand(sequences, generator=g) * (drafted + 2)).int()  # 0: a share that does not write
+        share = torch.where(torch.arange(sequences) % 5 == 4, 0, torch.randint(1, 20, (sequences,), **one) + drafted)
+        lens = torch.where(share > 0, lens, 0)
+        indptr = torch.cat([torch.zeros(1), share.cumsum(0)]).int()
+        out = torch.randint(0, 12, (sequences, draft + 1), **one)
+        finished, kept = torch.zeros(sequences, dtype=torch.int32), torch.full((sequences,), -7, dtype=torch.int32)
+        stop_ids = torch.arange(stops, dtype=torch.int32) * 5
+        given = (out, lens.int(), drafted, indptr, ends.int(), stop_ids)
+        args = (tokens, bounds, computed, finished, kept, *given)
+        cases.append(Case("commit_step", str(n), args, (0, 1, 2, 3, 4)))
+    return cases
+
+
+def admit_cases() -> list[Case]:
+    g = torch.Generator().manual_seed(7)
+    one = {"generator": g, "dtype": torch.int32}
+    cases = []
+    for n, (sequences, capacity, count) in enumerate(((0, 8, 0), (3, 9, 0), (1, 9, 1), (12, 700, 8))):
+        rows = torch.randperm(sequences, generator=g)[:count].int()
+        lengths = torch.randint(0, capacity + 1, (count,), **one)
+        places = torch.cat([torch.zeros(1), 2 * lengths.cumsum(0)]).int()
+        admitted = torch.randint(0, 99, (count, 8), **one)
+        admitted[:, 0], admitted[:, 4], admitted[:, 7] = rows, lengths, places[:-1]
+        staged = torch.randint(0, 99, (int(places[-1]),), **one)
+        if count > 4:  # records that the arrays or what is staged cannot hold are left out
+            admitted[0, 0], admitted[1, 0], admitted[2, 4], admitted[3, 7] = -1, sequences, capacity + 1, len(staged)
+            admitted[4, 4] = -3
+        arrays = (torch.full(shape, -7, dtype=torch.int32) for shape in (
+            (sequences, capacity), (sequences, capacity), (sequences, 4), (sequences,), (sequences,), (sequences,)
+        ))  # fmt: skip
+        cases.append(Case("admit_rows", str(n), (*arrays, admitted, staged), (0, 1, 2, 3, 4, 5)))
+    return cases
+
+
 def cases(dtype: torch.dtype) -> list[Case]:
-    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases() + pack_cases()
+    step_cases = pack_cases() + commit_cases() + admit_cases()
+    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases() + step_cases

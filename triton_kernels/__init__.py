@@ -5,14 +5,16 @@ from .activation import gelu, silu_mul
 from .argmax import greedy_argmax
 from .draft import ngram_propose, verify_draft
 from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
-from .pack_step import pack_step
 from .paged_attention import paged_attention
 from .rope_append import rope_append
+from .step import admit_rows, commit_step, pack_step
 
 __all__ = [
     "MAX_WIDTH",
     "add_layer_norm",
     "add_rms_norm",
+    "admit_rows",
+    "commit_step",
     "gelu",
     "greedy_argmax",
     "layer_norm",

@@ -53,6 +53,11 @@ PYBIND11_MODULE(_native, m) {
         py::arg("sampled"), py::arg("row_indptr"), free_gil);
   m.def("pack_step", &ops::pack_step, py::arg("ids"), py::arg("positions"), py::arg("slots"), py::arg("rows"),
         py::arg("kv_lens"), py::arg("q_indptr"), py::arg("row_indptr"), py::arg("drafted"), py::arg("tokens"),
-        py::arg("bounds"), py::arg("computed"), py::arg("most"), py::arg("drafts"), py::arg("draft_lens"),
+        py::arg("bounds"), py::arg("computed"), py::arg("most"), py::arg("reach"), py::arg("drafts"), py::arg("draft_lens"),
         py::arg("block_tables"), py::arg("block_tokens"), free_gil);
+  m.def("commit_step", &ops::commit_step, py::arg("tokens"), py::arg("bounds"), py::arg("computed"), py::arg("finished"),
+        py::arg("kept"), py::arg("out"), py::arg("out_lens"), py::arg("drafted"), py::arg("q_indptr"), py::arg("ends"),
+        py::arg("stop_ids"), free_gil);
+  m.def("admit_rows", &ops::admit_rows, py::arg("tokens"), py::arg("ranks"), py::arg("bounds"), py::arg("computed"),
+        py::arg("finished"), py::arg("ends"), py::arg("admitted"), py::arg("staged"), free_gil);
 }

@@ -12,6 +12,8 @@ void greedy_argmax(const ArgmaxArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
+void commit_step(const CommitArgs&, Stream);
+void admit_rows(const AdmitArgs&, Stream);
 
 }  // namespace cuda
 
@@ -25,7 +27,9 @@ const Kernels* cuda_kernels() {
                                 cuda::greedy_argmax,
                                 cuda::ngram_propose,
                                 cuda::verify_draft,
-                                cuda::pack_step};
+                                cuda::pack_step,
+                                cuda::commit_step,
+                                cuda::admit_rows};
   return &table;
 }
 

@@ -63,8 +63,32 @@ def pack_step(
     bounds: Tensor,
     computed: Tensor,
     most: Tensor,
+    reach: Tensor,
     drafts: Tensor,
     draft_lens: Tensor,
     block_tables: Tensor,
     block_tokens: int,
+) -> None: ...
+def commit_step(
+    tokens: Tensor,
+    bounds: Tensor,
+    computed: Tensor,
+    finished: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    out_lens: Tensor,
+    drafted: Tensor,
+    q_indptr: Tensor,
+    ends: Tensor,
+    stop_ids: Tensor,
+) -> None: ...
+def admit_rows(
+    tokens: Tensor,
+    ranks: Tensor,
+    bounds: Tensor,
+    computed: Tensor,
+    finished: Tensor,
+    ends: Tensor,
+    admitted: Tensor,
+    staged: Tensor,
 ) -> None: ...

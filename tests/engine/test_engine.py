@@ -234,7 +234,7 @@ def test_interrupted_call_leaves_nothing_behind(bundle):
 
 
 @pytest.mark.parametrize(
-    "where", ["_runner.admit", "_runner.append", "_runner.run", "_scheduler.commit", "_scheduler._publish"]
+    "where", ["_runner.admit", "_runner.launch", "_runner.collect", "_scheduler.commit", "_scheduler._publish"]
 )
 def test_an_interrupt_anywhere_harms_nobody(bundle, plain, where):
     """Another caller's sequence that stood in the broken step ends with its own tokens, and so does a later one."""

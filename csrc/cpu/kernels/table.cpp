@@ -14,9 +14,11 @@ void greedy_argmax(const ArgmaxArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
+void commit_step(const CommitArgs&, Stream);
+void admit_rows(const AdmitArgs&, Stream);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, rope_append, paged_attention,
-                       greedy_argmax, ngram_propose, verify_draft, pack_step};
+                       greedy_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
 
 }  // namespace qdengine::QDENGINE_ISA

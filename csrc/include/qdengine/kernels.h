@@ -75,11 +75,26 @@ struct VerifyArgs {
 struct PackArgs {
   int32_t *ids, *positions, *slots, *rows;                       // [T], [T], [T], [R]
   int32_t *kv_lens, *q_indptr, *row_indptr, *drafted;            // [S], [S + 1], [S + 1], [S]
-  const int32_t *tokens, *bounds, *computed, *most;              // [S, C], [S, 4] dense, [S], [S]
+  const int32_t *tokens, *bounds, *computed, *most, *reach;      // [S, C], [S, 4] dense, [S], [S], [S]
   const int32_t *drafts, *draft_lens, *block_tables;             // [S, K], [S], [S, B]
   int64_t sequences, step_tokens, step_rows;                     // S, T, R
   int64_t capacity, max_draft, table_blocks, block_tokens;       // C, K, B, P
   int64_t tokens_stride, drafts_stride, table_stride;
+};
+
+struct CommitArgs {
+  int32_t *tokens, *bounds, *computed, *finished, *kept;          // [S, C], [S, 4] dense, [S], [S], [S]
+  const int32_t *out, *out_lens, *drafted, *q_indptr, *ends;      // [S, K + 1], [S], [S], [S + 1], [S]
+  const int32_t* stop_ids;                                        // [stops]
+  int64_t sequences, capacity, max_out, stops;                    // S, C, K + 1
+  int64_t tokens_stride, out_stride;
+};
+
+struct AdmitArgs {
+  int32_t *tokens, *ranks, *bounds, *computed, *finished, *ends;  // [S, C], [S, C], [S, 4] dense, [S], [S], [S]
+  const int32_t *admitted, *staged;                               // [A, 8] dense, [N]
+  int64_t sequences, capacity, count, staged_size;                // S, C, A, N
+  int64_t tokens_stride, ranks_stride;
 };
 
 // One table per CPU instruction set, and one for CUDA.
@@ -94,6 +109,8 @@ struct Kernels {
   void (*ngram_propose)(const ProposeArgs&, Stream);
   void (*verify_draft)(const VerifyArgs&, Stream);
   void (*pack_step)(const PackArgs&, Stream);
+  void (*commit_step)(const CommitArgs&, Stream);
+  void (*admit_rows)(const AdmitArgs&, Stream);
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.

@@ -24,7 +24,12 @@ void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& draft
                   const Tensor& sampled, const Tensor& row_indptr);
 void pack_step(const Tensor& ids, const Tensor& positions, const Tensor& slots, const Tensor& rows, const Tensor& kv_lens,
                const Tensor& q_indptr, const Tensor& row_indptr, const Tensor& drafted, const Tensor& tokens, const Tensor& bounds,
-               const Tensor& computed, const Tensor& most, const Tensor& drafts, const Tensor& draft_lens, const Tensor& block_tables,
-               int64_t block_tokens);
+               const Tensor& computed, const Tensor& most, const Tensor& reach, const Tensor& drafts, const Tensor& draft_lens,
+               const Tensor& block_tables, int64_t block_tokens);
+void commit_step(const Tensor& tokens, const Tensor& bounds, const Tensor& computed, const Tensor& finished, const Tensor& kept,
+                 const Tensor& out, const Tensor& out_lens, const Tensor& drafted, const Tensor& q_indptr, const Tensor& ends,
+                 const Tensor& stop_ids);
+void admit_rows(const Tensor& tokens, const Tensor& ranks, const Tensor& bounds, const Tensor& computed, const Tensor& finished,
+                const Tensor& ends, const Tensor& admitted, const Tensor& staged);
 
 }  // namespace qdengine::ops

@@ -1,4 +1,5 @@
-// What each sequence puts into a step, shared by host and device. The contract is pack_step of ops/reference.py.
+// What each sequence puts into a step and takes from it, shared by host and device. The contracts are pack_step, commit_step and
+// admit_rows of ops/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +21,12 @@ struct Share {
 QDENGINE_HD Share share(const PackArgs& a, int64_t s) {
   const int32_t length = clamp(a.bounds[4 * s + 3], 0, static_cast<int32_t>(a.capacity));
   const int32_t computed = clamp(a.computed[s], 0, length);
-  const int32_t known = clamp(a.most[s], 0, length - computed);
+  const int32_t reach = clamp(a.reach[s], 0, INT32_MAX);
+  const int32_t ahead = length < reach ? length - computed : reach - computed;  // known, and within reach
+  const int32_t known = ahead > 0 ? clamp(a.most[s], 0, ahead) : 0;
   const int32_t writes = known > 0 && known == length - computed;
-  return {computed, known, writes ? clamp(a.draft_lens[s], 0, static_cast<int32_t>(a.max_draft)) : 0, writes};
+  const int32_t most = static_cast<int32_t>(a.max_draft) < reach - length ? static_cast<int32_t>(a.max_draft) : reach - length;
+  return {computed, known, writes ? clamp(a.draft_lens[s], 0, most) : 0, writes};
 }
 
 // Sums of shares: of all those before a sequence, say.
@@ -73,5 +77,61 @@ QDENGINE_HD void lay_sequence(const PackArgs& a, int64_t s, const Share& mine, c
 }
 
 QDENGINE_HD void pad_token(const PackArgs& a, int32_t i) { a.ids[i] = a.positions[i] = 0, a.slots[i] = -1; }
+
+// What sequence s takes from a step: `accepted` drafted tokens count as computed, `taken` of the written ones are appended from
+// `length` on, and finished is 0, 1 (a stop id) or 2 (the end).
+struct Outcome {
+  int32_t length, computed, taken, finished;
+};
+
+QDENGINE_HD bool stops(const CommitArgs& a, int32_t token) {
+  for (int64_t i = 0; i < a.stops; ++i) {
+    if (a.stop_ids[i] == token) return true;
+  }
+  return false;
+}
+
+QDENGINE_HD int32_t written(const CommitArgs& a, int64_t s) { return clamp(a.out_lens[s], 0, static_cast<int32_t>(a.max_out)); }
+
+// first_stop: the place of the first stop id of what was written, or `written`.
+QDENGINE_HD Outcome outcome(const CommitArgs& a, int64_t s, int32_t first_stop) {
+  const int32_t count = written(a, s), capacity = static_cast<int32_t>(a.capacity);
+  const int32_t length = clamp(a.bounds[4 * s + 3], 0, capacity), end = clamp(a.ends[s], 0, capacity);
+  const int32_t share = a.q_indptr[s + 1] - a.q_indptr[s];
+  const int32_t taken = clamp(first_stop, 0, end > length ? end - length : 0);
+  const int32_t computed = a.computed[s] + share - a.drafted[s] + (count > 0 ? count - 1 : 0);
+  if (count == 0 || (length + taken < end && taken == count)) return {length, computed, taken, 0};
+  return {length, length + taken, taken, length + taken >= end ? 2 : 1};
+}
+
+QDENGINE_HD void take(const CommitArgs& a, int64_t s, const Outcome& o) {
+  a.kept[s] = o.taken;
+  a.bounds[4 * s + 3] = o.length + o.taken;
+  a.computed[s] = o.computed;
+  if (o.finished) a.finished[s] = o.finished;
+}
+
+// A record of admit_rows.
+struct Record {
+  int32_t row, document_begin, document_end, output_begin, length, computed, end, at;
+};
+
+QDENGINE_HD Record record(const AdmitArgs& a, int64_t i) {
+  const int32_t* r = a.admitted + 8 * i;
+  return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7]};
+}
+
+QDENGINE_HD bool whole(const AdmitArgs& a, const Record& r) {
+  return r.row >= 0 && r.row < a.sequences && r.length >= 0 && r.length <= a.capacity && r.at >= 0 &&
+         r.at <= a.staged_size - 2 * static_cast<int64_t>(r.length);
+}
+
+QDENGINE_HD void lay_record(const AdmitArgs& a, const Record& r) {
+  int32_t* bounds = a.bounds + 4 * static_cast<int64_t>(r.row);
+  bounds[0] = r.document_begin, bounds[1] = r.document_end, bounds[2] = r.output_begin, bounds[3] = r.length;
+  a.computed[r.row] = r.computed;
+  a.ends[r.row] = r.end;
+  a.finished[r.row] = 0;
+}
 
 }  // namespace qdengine::step

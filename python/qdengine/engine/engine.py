@@ -63,7 +63,6 @@ class Engine:
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)
         self._flight: Flight | None = None  # the step on its way, where steps are planned ahead
-        self._collected = 0.0  # when the last result was there
         self._scheduler = Scheduler(
             BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
         )
@@ -264,10 +263,9 @@ class Engine:
 
     def _collect(self, flight: Flight) -> None:
         """Take the result of a step, when it is there."""
-        result = self._runner.collect(flight)
+        result, seconds = self._runner.collect(flight)
         now = time.perf_counter()
-        self._draft_cost.observe_step(len(flight.entries), flight.tokens, now - max(flight.began, self._collected))
-        self._collected = now
+        self._draft_cost.observe_step(len(flight.entries), flight.tokens, seconds)
         out = result["out"]
         out_lens, kept, finished, drafted = (
             result[name].tolist() for name in ("out_lens", "kept", "finished", "drafted")

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.decoder import Decoder, StepInputs
 from ..model.kv_cache import KVCache
 from .graphs import Buckets, Graphs
-from .mirror import Mirror
+from .mirror import Mirror, Staging
 from .sampling import sample
 from .scheduler import Entry
 from .sequence import Sequence
@@ -26,15 +26,21 @@ _IN_FLIGHT = 2  # steps whose plan or result may be in use at a time
 _RECORD = 8  # int32 of a sequence that is admitted, beside its tokens and ranks
 
 
+Moment = torch.cuda.Event | float
+
+
 @dataclass(slots=True)
 class Flight:
-    """A step on its way. copy: the one of plan and result that it uses. began: seconds. tokens: that it computes."""
+    """A step on its way. copy: the one of plan and result that it uses. tokens: that it computes, padding included.
+
+    began, done: events on the device where that is a GPU, else seconds.
+    """
 
     entries: list[Entry]
     copy: int
     tokens: int
-    began: float
-    done: torch.cuda.Event | None
+    began: Moment
+    done: Moment
 
 
 class Runner:
@@ -71,7 +77,7 @@ class Runner:
             {"out": (sequences, draft + 1), "out_lens": row, "kept": row, "finished": row, "drafted": row},
             self.device, _IN_FLIGHT,
         )  # fmt: skip
-        self._staged = [zeros(0).cpu() for _ in range(_IN_FLIGHT)]
+        self._staging = Staging(self.device)
         self._tables = np.zeros((sequences, blocks), np.int32)
         self._filled = [0] * sequences  # blocks of each row in its table
         self._flights = 0
@@ -83,8 +89,7 @@ class Runner:
         if not sequences:
             return
         header = _RECORD * len(sequences)
-        staged = self._stage(header + 2 * sum(s.length for s in sequences))
-        host = staged.numpy()
+        host = self._staging.begin(header + 2 * sum(s.length for s in sequences))
         begin = 0
         for i, sequence in enumerate(sequences):
             prompt, length, row = sequence.prompt, sequence.length, sequence.row
@@ -98,7 +103,7 @@ class Runner:
             tokens[length + len(prompt.ranks) :] = 0
             begin += 2 * length
             self._filled[row] = 0
-        moved = staged.to(self.device, non_blocking=True)
+        moved = self._staging.send()
         self._ops.admit_rows(
             self._tokens, self._ranks, self._bounds, self._computed, self._result.device["finished"], self._ends,
             moved[:header].view(-1, _RECORD), moved[header:],
@@ -118,7 +123,7 @@ class Runner:
         """Start a step. drafts: tokens that it has room for beside the known ones, where there is `lag`."""
         copy = self._flights % _IN_FLIGHT
         self._flights += 1
-        began = time.perf_counter()
+        began = self._now()
         self._lay_plan(entries, copy)
         known, writers = sum(e.new for e in entries), sum(e.writes for e in entries)
         if self.lag:
@@ -132,18 +137,15 @@ class Runner:
         sample(self._sampled, logits, self._row_indptr, entries)
         (self._graphs.finish if self._graphs else self._finish)()
         self._result.fetch(copy)
-        done = None
-        if self.device.type == "cuda":
-            done = torch.cuda.Event()
-            done.record()
-        return Flight(entries, copy, tokens, began, done)
+        return Flight(entries, copy, tokens, began, self._now())
 
-    def collect(self, flight: Flight) -> dict[str, np.ndarray]:
-        """Wait for a step. Its result by row, int32, valid until the next but one is launched: out [S, K + 1] and
-        out_lens (`verify_draft`), kept and finished (`commit_step`), drafted [S]."""
-        if flight.done is not None:
-            flight.done.synchronize()
-        return self._result.host[flight.copy]
+    def collect(self, flight: Flight) -> tuple[dict[str, np.ndarray], float]:
+        """Wait for a step; its result, and the seconds that the device took.
+
+        The result by row, int32, valid until the next but one is launched: out [S, K + 1] and out_lens
+        (`verify_draft`), kept and finished (`commit_step`), drafted [S].
+        """
+        return self._result.host[flight.copy], _seconds(flight.began, flight.done)
 
     def works(self) -> bool:
         """Whether the device still takes orders: after some errors a CUDA device never does again."""
@@ -154,13 +156,12 @@ class Runner:
             return False
         return True
 
-    def _stage(self, size: int) -> Tensor:
-        """Host memory for the records of this step, which no earlier step's copy still reads."""
-        copy = self._flights % _IN_FLIGHT
-        if len(self._staged[copy]) < size:
-            room = 1 << (size - 1).bit_length()
-            self._staged[copy] = torch.zeros(room, dtype=torch.int32, pin_memory=self.device.type == "cuda")
-        return self._staged[copy][:size]
+    def _now(self) -> Moment:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _lay_plan(self, entries: list[Entry], copy: int) -> None:
         plan = self._plan.host[copy]
@@ -216,3 +217,12 @@ class Runner:
             self._tokens, self._bounds, self._computed, result["finished"], result["kept"], result["out"],
             result["out_lens"], result["drafted"], self._q_indptr, self._ends, self._stop_ids,
         )  # fmt: skip
+
+
+def _seconds(began: Moment, done: Moment) -> float:
+    """Waits for `done`."""
+    if isinstance(began, float) or isinstance(done, float):
+        assert isinstance(began, float) and isinstance(done, float)
+        return done - began
+    done.synchronize()
+    return 1e-3 * began.elapsed_time(done)

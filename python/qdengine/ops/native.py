@@ -11,11 +11,14 @@ try:
     from .._native import (
         add_layer_norm,
         add_rms_norm,
+        admit_rows,
         build_info,
+        commit_step,
         gelu,
         greedy_argmax,
         layer_norm,
         ngram_propose,
+        pack_step,
         paged_attention,
         rms_norm,
         rope_append,
@@ -48,16 +51,17 @@ def require_cuda() -> None:
         raise BackendError("torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'")
 
 
-from .reference import admit_rows, commit_step, pack_step  # until the compiled ones have the new contract
-
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "admit_rows",
     "build_info",
+    "commit_step",
     "gelu",
     "greedy_argmax",
     "layer_norm",
     "ngram_propose",
+    "pack_step",
     "paged_attention",
     "require_cuda",
     "require_isa",

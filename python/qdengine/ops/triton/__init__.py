@@ -26,8 +26,9 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 try:
     from .attention import paged_attention, rope_append
-    from .decide import greedy_argmax, ngram_propose, pack_step, verify_draft
+    from .decide import greedy_argmax, ngram_propose, verify_draft
     from .rows import add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, silu_mul
+    from .step import admit_rows, commit_step, pack_step
 except ImportError as error:
     raise BackendError(
         f"the Triton kernels do not load ({error}); install the package with 'pip install .', with triton 3.4 or later"
@@ -36,6 +37,8 @@ except ImportError as error:
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "admit_rows",
+    "commit_step",
     "gelu",
     "greedy_argmax",
     "layer_norm",

@@ -1,4 +1,4 @@
-"""The ops that choose tokens: argmax, drafts, and what a step computes."""
+"""The ops that choose tokens: argmax, drafts, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -47,46 +47,3 @@ def verify_draft(
     check.index("row_indptr", row_indptr, sequences + 1)
     with torch.cuda.device_of(drafts):
         kernels.verify_draft(out, out_lens, drafts, draft_lens, sampled, row_indptr)
-
-
-def pack_step(
-    ids: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    rows: Tensor,
-    kv_lens: Tensor,
-    q_indptr: Tensor,
-    row_indptr: Tensor,
-    drafted: Tensor,
-    tokens: Tensor,
-    bounds: Tensor,
-    computed: Tensor,
-    most: Tensor,
-    drafts: Tensor,
-    draft_lens: Tensor,
-    block_tables: Tensor,
-    block_tokens: int,
-) -> None:
-    check = Check("pack_step", "ids", ids, floating=False)
-    check.index("ids", ids, -1)
-    check.index("computed", computed, -1)
-    step, sequences = len(ids), len(computed)
-    check.index("positions", positions, step)
-    check.index("slots", slots, step)
-    check.index("rows", rows, -1)
-    check.index("kv_lens", kv_lens, sequences)
-    check.index("q_indptr", q_indptr, sequences + 1)
-    check.index("row_indptr", row_indptr, sequences + 1)
-    check.index("drafted", drafted, sequences)
-    check.index("tokens", tokens, sequences, -1, dense=False)
-    check.index("bounds", bounds, sequences, 4)
-    check.index("most", most, sequences)
-    check.index("drafts", drafts, sequences, -1, dense=False)
-    check.index("draft_lens", draft_lens, sequences)
-    check.index("block_tables", block_tables, sequences, -1, dense=False)
-    check.positive("block_tokens", block_tokens)
-    with torch.cuda.device_of(ids):
-        kernels.pack_step(
-            ids, positions, slots, rows, kv_lens, q_indptr, row_indptr, drafted,
-            tokens, bounds, computed, most, drafts, draft_lens, block_tables, block_tokens,
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-// pack_step: a pass over the sequences for the sums, one to lay their tokens end to end.
+// pack_step, a pass over the sequences for the sums and one to lay their tokens end to end; commit_step and admit_rows, a pass each.
 #include "qdengine/step.h"
 #include "simd.h"
 
@@ -23,6 +23,32 @@ void pack_step(const PackArgs& a, Stream) {
   }
   for (int32_t i = at.token; i < a.step_tokens; ++i) step::pad_token(a, i);
   for (int32_t i = at.row; i < a.step_rows; ++i) a.rows[i] = 0;
+}
+
+void commit_step(const CommitArgs& a, Stream) {
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    a.kept[s] = 0;
+    if (a.q_indptr[s + 1] <= a.q_indptr[s]) continue;
+    const int32_t* out = a.out + s * a.out_stride;
+    int32_t stop = 0;
+    while (stop < step::written(a, s) && !step::stops(a, out[stop])) ++stop;
+    const step::Outcome o = step::outcome(a, s, stop);
+    for (int32_t i = 0; i < o.taken; ++i) a.tokens[s * a.tokens_stride + o.length + i] = out[i];
+    step::take(a, s, o);
+  }
+}
+
+void admit_rows(const AdmitArgs& a, Stream) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const step::Record r = step::record(a, i);
+    if (!step::whole(a, r)) continue;
+    const int32_t* staged = a.staged + r.at;
+    for (int32_t j = 0; j < r.length; ++j) {
+      a.tokens[r.row * a.tokens_stride + j] = staged[j];
+      a.ranks[r.row * a.ranks_stride + j] = staged[r.length + j];
+    }
+    step::lay_record(a, r);
+  }
 }
 
 }  // namespace qdengine::QDENGINE_ISA
