@@ -48,9 +48,11 @@ requests = st.builds(
     blocks=st.sampled_from([24, 30, 400]),
     size=st.sampled_from([1, 5, 16]),
     adaptive=st.booleans(),
+    lag=st.booleans(),
 )
-def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, blocks, size, adaptive):
-    """Any draft length, batch, chunking, block size, and memory short enough to preempt: the same tokens."""
+def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, blocks, size, adaptive, lag):
+    """Any draft length, batch, chunking, block size, memory short enough to preempt, steps planned ahead as on a GPU:
+    the same tokens."""
     per_token = 2 * 2 * 2 * 16 * 4
     config = {
         "kv_bytes": max(blocks * 16, 260) * per_token,
@@ -61,6 +63,7 @@ def test_lossless(bundle, plain, batch, lookahead, step_tokens, sequences, block
         "adaptive_lookahead": adaptive,
     }
     with open_engine(bundle, **config) as other:
+        other._runner.lag = lag
         got = other.summarize([{**r, "lookahead": lookahead} for r in batch])
         again = other.summarize([{**r, "lookahead": 0} for r in batch[:1]])
     want = [plain(r) for r in batch]
@@ -84,9 +87,11 @@ def plain(engine):
     return ids
 
 
-def test_preemption_happens_and_changes_nothing(bundle, plain):
+@pytest.mark.parametrize("lag", [False, True])
+def test_preemption_happens_and_changes_nothing(bundle, plain, lag):
     batch = [{"query": "fox", "document": " ".join(PIECES[i:] + PIECES[:i])} for i in range(6)]
     with open_engine(bundle, kv_bytes=24 * 16 * 512, lookahead=0) as small:
+        small._runner.lag = lag
         preempted = []
         original = small._scheduler._preempt
         small._scheduler._preempt = lambda s: (preempted.append(s), original(s))
@@ -218,6 +223,20 @@ def test_a_failing_step_is_reported_once(bundle, plain):
         assert engine.summarize([GOOD])[0].token_ids == plain(GOOD)
 
 
+def test_a_lost_device_is_said_once_and_for_all(bundle):
+    """After some errors a CUDA device takes no more work: whoever waits hears it, and so does whoever comes later."""
+    with open_engine(bundle, max_sequences=2) as engine:
+        engine._runner.decoder.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error: illegal access"))
+        engine._runner.works = lambda: False
+        summaries = engine.summarize([GOOD] * 5)
+        for summary in summaries:
+            assert isinstance(summary.error, errors.EngineError)
+            assert "illegal access" in str(summary.error) and "start a new process" in str(summary.error)
+        assert not engine._scheduler.running and not engine._scheduler.waiting
+        with pytest.raises(errors.EngineError, match="takes no more work"):
+            engine.summarize([GOOD])
+
+
 def test_interrupted_call_leaves_nothing_behind(bundle):
     with open_engine(bundle) as engine:
         forward = engine._runner.decoder.forward
@@ -233,13 +252,15 @@ def test_interrupted_call_leaves_nothing_behind(bundle):
         assert engine.summarize([GOOD])[0].error is None
 
 
+@pytest.mark.parametrize("lag", [False, True])
 @pytest.mark.parametrize(
     "where", ["_runner.admit", "_runner.launch", "_runner.collect", "_scheduler.commit", "_scheduler._publish"]
 )
-def test_an_interrupt_anywhere_harms_nobody(bundle, plain, where):
+def test_an_interrupt_anywhere_harms_nobody(bundle, plain, where, lag):
     """Another caller's sequence that stood in the broken step ends with its own tokens, and so does a later one."""
     holder, name = where.split(".")
     with open_engine(bundle) as engine:
+        engine._runner.lag = lag
         victim = {**GOOD, "document": TEXT[::-1]}
         sequence = engine._submit([victim])[0]
         target = getattr(engine, holder)
