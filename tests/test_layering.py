@@ -27,7 +27,6 @@ LAYERS = [
 ]
 TORCH_FREE = [
     "engine/scheduler.py",
-    "engine/block_pool.py",
     "engine/sequence.py",
     "request.py",
     "config.py",

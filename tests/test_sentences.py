@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from qdengine.sentences import Sentences, query_terms, sentence_starts
+from qdengine._host import sentence_starts
+from qdengine.sentences import Sentences, query_terms
 
 
 def sentences(text: str) -> list[str]:
@@ -36,7 +37,7 @@ def test_sentence_starts(text, expected):
 def test_time_is_linear_in_any_text(piece):
     text = (piece * 200_000)[:200_000]
     begin = time.perf_counter()
-    Sentences.of(text).ranks("a b", np.array([[0, 1]]))
+    Sentences(text).ranks("a b", np.array([[0, 1]]))
     assert time.perf_counter() - begin < 5  # a quadratic search takes minutes
 
 
@@ -45,7 +46,7 @@ def test_query_terms():
 
 
 def best(text: str, query: str) -> str:
-    return sentences(text)[int(np.argmax(Sentences.of(text).scores(query)))]
+    return sentences(text)[int(np.argmax(Sentences(text).scores(query)))]
 
 
 def test_a_rare_term_says_more_than_a_common_one():
@@ -65,14 +66,14 @@ def test_without_overlap_the_first_sentence_is_best():
 
 def test_scores_fit_the_ops_packing():
     query = " ".join(f"q{i:x}" for i in range(3000))
-    assert Sentences.of(f"{query}. x.").scores(query).max() <= 0xFFFF
+    assert Sentences(f"{query}. x.").scores(query).max() <= 0xFFFF
 
 
 def test_ranks():
     text = "A fox. Moss is old."
     offsets = np.array([[-6, -1], [-1, 0], [0, 1], [1, 5], [5, 6], [6, 11], [11, 14], [14, 18], [18, 19]])
-    ranks = Sentences.of(text).ranks("old moss", offsets)
+    ranks = Sentences(text).ranks("old moss", offsets)
     assert ranks[:2].tolist() == [0, 0]  # the title
     assert (ranks & 1).tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 0]  # " Moss" begins with the space
     assert set(ranks[2:5] >> 1) == {0} and len(set(ranks[5:] >> 1)) == 1 and ranks[5] >> 1 > 0
-    assert Sentences.of("").ranks("q", np.zeros((0, 2), np.int32)).tolist() == []
+    assert Sentences("").ranks("q", np.zeros((0, 2), np.int32)).tolist() == []

@@ -34,8 +34,8 @@ class Document:
         head, offsets = self.key.head, self.encoding.offsets[:kept]
         end, made = int(offsets[-1, 1]), self._sentences
         if made is None or made[0] != end:
-            made = self._sentences = end, Sentences.of(self.key.text[head:end])
-        return made[1].ranks(query, offsets - head)
+            made = self._sentences = end, Sentences(self.key.text[head:end])
+        return made[1].ranks(query, offsets, head)
 
     @property
     def nbytes(self) -> int:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from ._host import sentence_starts
 from .documents import Document, DocumentCache, DocumentKey
 from .errors import ConfigError, LimitError, RequestError
 from .request import Request
-from .sentences import sentence_starts
 from .tokenizer import Tokenizer
 
 _PLACE = re.compile(r"\{(title|document|query)\}")
@@ -59,7 +60,7 @@ class PromptFormat:
     @property
     def document_part(self) -> int:
         """Which of `parts` holds the document."""
-        return next(i for i, part in enumerate(self.parts) if "{document}" in part)
+        return _document_part(self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,8 +85,8 @@ class Prompt:
     shareable: leading tokens that every request with the same text up to the document's end has, too.
     ranks: int32 [T], what `ngram_propose` prefers: 2 * (overlap of the token's sentence with the query) + (1 at a
         sentence start) for the document's tokens, 0 elsewhere. truncated: the document was cut.
-    offsets: int32 [document_end - document_begin, 2], characters of `Request.document`; (-1, -1) for the title's
-        tokens.
+    part_offsets: int32 [document_end - document_begin, 2], characters of the part, in which the document begins at
+        `head`, less `indent` characters of white space.
     """
 
     ids: np.ndarray
@@ -94,7 +95,16 @@ class Prompt:
     shareable: int
     ranks: np.ndarray
     truncated: bool
-    offsets: np.ndarray
+    part_offsets: np.ndarray
+    head: int
+    indent: int
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int32 [document_end - document_begin, 2], characters of `Request.document`; (-1, -1) for the title's
+        tokens."""
+        offsets, head = self.part_offsets, self.head
+        return np.where(offsets[:, 1:] > head, np.maximum(offsets - head, 0) + self.indent, -1).astype(np.int32)
 
 
 def encode(
@@ -128,6 +138,17 @@ def encode(
     return result
 
 
+@cache
+def _pieces(template: str) -> tuple[tuple[str, bool], ...]:
+    """Literal text, and names of places, in turns."""
+    return tuple((piece, i % 2 == 1) for i, piece in enumerate(_PLACE.split(template)))
+
+
+@cache
+def _document_part(parts: tuple[str, ...]) -> int:
+    return next(i for i, part in enumerate(parts) if "{document}" in part)
+
+
 @dataclass(slots=True)
 class _Rendered:
     """document: the part that holds it. others: texts of the other parts. overlong: fields of which only the beginning
@@ -147,12 +168,11 @@ def _render(prompt: PromptFormat, request: Request, max_tokens: int) -> _Rendere
     fields = {name: text[:most] for name, text in fields.items()}
 
     def fill(template: str) -> str:
-        return _PLACE.sub(lambda match: fields[match[1]], template)
+        return "".join(fields[piece] if place else piece for piece, place in _pieces(template))
 
-    which = prompt.document_part
-    head = len(fill(prompt.parts[which].removesuffix("{document}")))
     texts = [fill(part) for part in prompt.parts]
-    return _Rendered(DocumentKey(request.namespace, texts.pop(which), head), texts, overlong)
+    document = texts.pop(prompt.document_part)
+    return _Rendered(DocumentKey(request.namespace, document, len(document) - len(fields["document"])), texts, overlong)
 
 
 def _assemble(
@@ -160,24 +180,23 @@ def _assemble(
     max_tokens: int,
 ) -> Prompt:  # fmt: skip
     which, head = prompt.document_part, rendered.document.head
-    bos = np.array([] if prompt.bos_id is None else [prompt.bos_id], dtype=np.int32)
-    room = max_tokens - len(bos) - sum(map(len, others))
+    before = [] if prompt.bos_id is None else [np.array([prompt.bos_id], dtype=np.int32)]
+    before += others[:which]
+    begin, rest = sum(map(len, before)), sum(map(len, others[which:]))
+    room = max_tokens - begin - rest
     text, offsets = rendered.document.text, document.encoding.offsets
     truncated = len(offsets) > room or "document" in rendered.overlong
     kept = _cut(text, offsets, min(max(room, 0), len(offsets)), head) if truncated else len(offsets)
-    title_tokens = int(np.searchsorted(offsets[:, 1], head, "right"))
+    title_tokens = int(np.searchsorted(offsets[:, 1], head, "right")) if head else 0
     if kept <= title_tokens or rendered.overlong & {"query", "title"}:
         raise LimitError(
             f"query, title and the prompt's own words take {max_tokens - room + title_tokens} tokens or more, and "
             f"leave no room for the document in {max_tokens}; shorten the query or the title, or ask for fewer "
             "max_new_tokens"
         )
-    offsets = offsets[:kept]
-    ids = np.concatenate([bos, *others[:which], document.encoding.ids[:kept], *others[which:]])
-    begin = len(bos) + sum(map(len, others[:which]))
+    ids = np.concatenate([*before, document.encoding.ids[:kept], *others[which:]])
     ranks = np.zeros(len(ids), dtype=np.int32)
     ranks[begin : begin + kept] = document.ranks(request.query, kept)
-    indent = len(request.document) - len(request.document.lstrip())
     return Prompt(
         ids=ids,
         document_begin=begin,
@@ -185,7 +204,9 @@ def _assemble(
         shareable=begin + kept,
         ranks=ranks,
         truncated=truncated,
-        offsets=np.where(offsets[:, 1:] > head, np.maximum(offsets - head, 0) + indent, -1).astype(np.int32),
+        part_offsets=offsets[:kept],
+        head=head,
+        indent=len(request.document) - len(request.document.lstrip()),
     )
 
 

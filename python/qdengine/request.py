@@ -43,10 +43,9 @@ class Request:
                 raise InvalidTypeError(
                     f"the request cannot be read ({type(error).__name__}: {error}); give a dict"
                 ) from error
-            known = {f.name for f in fields(cls)}
-            unknown = sorted(str(key) for key in item if key not in known)
+            unknown = sorted(str(key) for key in item if key not in _FIELDS)
             if unknown:
-                raise UnknownFieldError(f"unknown key {unknown[0]!r}; a request has {', '.join(sorted(known))}")
+                raise UnknownFieldError(f"unknown key {unknown[0]!r}; a request has {', '.join(sorted(_FIELDS))}")
             for name in ("query", "document"):
                 if name not in item:
                     raise EmptyInputError(f"the request has no {name!r}; give its text")
@@ -77,6 +76,9 @@ class Request:
         _check_number("top_p", self.top_p, float)
         if not 0.0 < self.top_p <= 1.0:
             raise LimitError(f"top_p is {_shown(self.top_p)}; it must be in (0, 1]")
+
+
+_FIELDS = frozenset(f.name for f in fields(Request))
 
 
 def _shown(number: float) -> str:

@@ -289,10 +289,17 @@ def test_close_loses_no_finished_summary(bundle):
     engine = open_engine(bundle, max_sequences=2, max_new_tokens=4)
     items = [{**GOOD, "query": f"what {i}?"} for i in range(200)]
     done = []
+    forward, begun = engine._runner.decoder.forward, threading.Event()
+
+    def slow(*args):
+        begun.set()
+        time.sleep(0.005)
+        return forward(*args)
+
+    engine._runner.decoder.forward = slow
     thread = threading.Thread(target=lambda: done.append(engine.summarize(items)))
     thread.start()
-    while not engine._scheduler.running:
-        time.sleep(0.01)
+    assert begun.wait(60)
     time.sleep(0.2)
     engine.close()
     thread.join(60)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from qdengine.engine.block_pool import BlockPool, prefix_keys
+from qdengine._host import BlockPool
 from qdengine.engine.scheduler import Scheduler
 from qdengine.engine.sequence import Sequence
 from qdengine.errors import LimitError
@@ -16,7 +16,7 @@ STOP = 9
 SIZE = 4
 
 
-def make(ids: list[int], max_new: int, lookahead: int = 8, namespace: str = "") -> Sequence:
+def make(pool: BlockPool, ids: list[int], max_new: int, lookahead: int = 8, namespace: str = "") -> Sequence:
     array = np.array(ids, dtype=np.int32)
     document = max(1, len(ids) - 2)
     prompt = Prompt(
@@ -26,9 +26,11 @@ def make(ids: list[int], max_new: int, lookahead: int = 8, namespace: str = "") 
         shareable=document,
         ranks=np.zeros(len(ids), np.int32),
         truncated=False,
-        offsets=np.zeros((document, 2), np.int32),
+        part_offsets=np.zeros((document, 2), np.int32),
+        head=0,
+        indent=0,
     )
-    keys = prefix_keys(namespace, array[:document], SIZE)
+    keys = pool.keys(namespace, array[:document])
     return Sequence(Request("q", "d", namespace=namespace), prompt, max_new, lookahead, keys)
 
 
@@ -48,10 +50,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(blocks=st.integers(5, 14), sequences=st.integers(1, 4), budget=st.integers(1, 24), lag=st.booleans())
     def start(self, blocks: int, sequences: int, budget: int, lag: bool) -> None:
-        self.pool = BlockPool(blocks)
+        self.pool = BlockPool(blocks, SIZE)
         self.rows = sequences
         self.lag = lag
-        self.scheduler = Scheduler(self.pool, SIZE, sequences, budget)
+        self.scheduler = Scheduler(self.pool, sequences, budget)
         self.live: list[Sequence] = []
         self.store: dict[int, int] = {}
         self.device: dict[int, Device] = {}
@@ -64,7 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_new=st.integers(1, 12),
     )
     def add(self, document: list[int], tail: list[int], max_new: int) -> None:
-        sequence = make(document + tail, max_new)
+        sequence = make(self.pool, document + tail, max_new)
         try:
             self.scheduler.add(sequence)
         except LimitError:
@@ -181,12 +183,14 @@ TestScheduler.settings = settings(max_examples=200, stateful_step_count=40, dead
 
 def test_too_large_for_the_engine_is_said() -> None:
     with pytest.raises(LimitError, match=r"needs 6 KV blocks and the engine has 5; raise EngineConfig\.kv_bytes"):
-        Scheduler(BlockPool(5), SIZE, 2, 8).add(make([1] * 14, 10))
+        pool = BlockPool(5, SIZE)
+        Scheduler(pool, 2, 8).add(make(pool, [1] * 14, 10))
 
 
 def test_a_document_is_computed_once_for_a_batch() -> None:
-    scheduler = Scheduler(BlockPool(40), SIZE, 8, 64)
-    sequences = [make([*range(17), i], 2) for i in range(5)]
+    pool = BlockPool(40, SIZE)
+    scheduler = Scheduler(pool, 8, 64)
+    sequences = [make(pool, [*range(17), i], 2) for i in range(5)]
     for s in sequences:
         scheduler.add(s)
     assert scheduler.admit() == sequences[:1], "the others wait for the first one's blocks"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qdengine import jsonl
+from qdengine._host import sentence_starts
 from qdengine.errors import QdengineError
 from qdengine.evaluate.report import _interval, copy_share, evaluate, table
-from qdengine.sentences import sentence_starts
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOCUMENT = "Rain falls on the roof and runs into the barrel. Trains leave at night."

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .. import ops, student
+from .._host import BlockPool
 from ..checkpoint import Checkpoint
 from ..checkpoint import load as load_checkpoint
 from ..config import PRECISIONS, EngineConfig
@@ -21,7 +22,6 @@ from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache, shortage
 from ..prompt import Prompt, encode
 from ..request import Request, Summary
-from .block_pool import BlockPool, prefix_keys
 from .draft_cost import DraftCost
 from .runner import FINISH_REASONS, Flight, Runner
 from .scheduler import Scheduler
@@ -64,7 +64,7 @@ class Engine:
         self._runner = self._make_runner(decoder, cache)
         self._flight: Flight | None = None  # the step on its way, where steps are planned ahead
         self._scheduler = Scheduler(
-            BlockPool(cache.blocks), self.config.block_tokens, self.config.max_sequences, self.config.max_step_tokens
+            BlockPool(cache.blocks, self.config.block_tokens), self.config.max_sequences, self.config.max_step_tokens
         )
         self._documents = DocumentCache(self.config.document_cache_bytes)
         self._draft_cost = DraftCost(self.config.lookahead)
@@ -202,7 +202,7 @@ class Engine:
             prompt,
             self._new_tokens(request),
             self.config.lookahead if request.lookahead is None else min(request.lookahead, self.config.lookahead),
-            prefix_keys(request.namespace, prompt.ids[: prompt.shareable], self.config.block_tokens),
+            self._scheduler.pool.keys(request.namespace, prompt.ids[: prompt.shareable]),
         )
         try:
             self._scheduler.add(sequence)

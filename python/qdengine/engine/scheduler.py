@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._host import BlockPool
 from ..errors import LimitError, QdengineError
-from .block_pool import BlockPool
 from .sequence import Sequence
 
 
@@ -41,9 +41,9 @@ class Entry:
 class Scheduler:
     """Holds every sequence from `add` until it finishes or is aborted."""
 
-    def __init__(self, pool: BlockPool, block_tokens: int, max_sequences: int, max_step_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, max_sequences: int, max_step_tokens: int) -> None:
         self.pool = pool
-        self.block_tokens = block_tokens
+        self.block_tokens = pool.block_tokens
         self.max_step_tokens = max_step_tokens
         self.waiting: list[Sequence] = []  # by order
         self.running: list[Sequence] = []  # by order
@@ -68,16 +68,17 @@ class Scheduler:
 
         A sequence whose document a running one is just computing stays, and later takes the finished blocks.
         """
-        admitted = []
-        computing = {key for s in self.running for key in s.keys[s.published :]}
-        held_back = []
+        if not self.waiting or not self._rows:
+            return []
+        admitted: list[Sequence] = []
+        held_back: list[Sequence] = []
         room = self.pool.available - sum(self._missing(s) for s in self.running)
         for i, sequence in enumerate(self.waiting):
             if not self._rows:
                 held_back += self.waiting[i:]
                 break
             known = self._known_blocks(sequence)
-            if known < len(sequence.keys) and sequence.keys[known] in computing:
+            if self.pool.expected(sequence.keys, known):
                 held_back.append(sequence)
                 continue
             needed = self._blocks_for(sequence.length) - known
@@ -86,7 +87,6 @@ class Scheduler:
                 break
             room -= needed
             self._start(sequence, known)
-            computing.update(sequence.keys[sequence.published :])
             admitted.append(sequence)
         self.waiting = held_back
         return admitted
@@ -144,22 +144,24 @@ class Scheduler:
         """After a step that was cut short anywhere: give everything back, and compute what is unfinished again."""
         sequences = dict.fromkeys(self.running + self.waiting)  # one on its way between the lists is in both
         for sequence in sequences:
-            self.pool.release(sequence.blocks)
             sequence.leave()
             sequence.computed = sequence.published = 0
+        self.pool.release_all()
         self.running, self._rows = [], list(self._all_rows)
         self.waiting = sorted((s for s in sequences if not s.finished), key=lambda s: s.order)
 
     def _start(self, sequence: Sequence, known: int) -> None:
-        sequence.blocks = self.pool.acquire(sequence.keys[:known])
-        sequence.published = len(sequence.blocks)
-        sequence.computed = len(sequence.blocks) * self.block_tokens
+        sequence.blocks = self.pool.acquire(sequence.keys, known)
+        sequence.published = known
+        sequence.computed = known * self.block_tokens
+        self.pool.expect(sequence.keys, known)
         sequence.row = self._rows.pop()
         insort(self.running, sequence, key=lambda s: s.order)
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._rows.append(sequence.row)
+        self.pool.give_up(sequence.keys, sequence.published)
         self.pool.release(sequence.blocks)
         sequence.leave()
 
@@ -194,13 +196,12 @@ class Scheduler:
     def _publish(self, sequence: Sequence, computed: int) -> None:
         begin, whole = sequence.published, min(computed // self.block_tokens, len(sequence.keys))
         if whole > begin:
-            self.pool.publish(sequence.blocks[begin:whole], sequence.keys[begin:whole])
+            self.pool.publish(sequence.keys, begin, sequence.blocks[begin:whole])
             sequence.published = whole
 
     def _known_blocks(self, sequence: Sequence) -> int:
         """Leading blocks that are in memory; one token at least is left to compute, since its logits are wanted."""
-        most = min(len(sequence.keys), (sequence.length - 1) // self.block_tokens)
-        return self.pool.known(sequence.keys[:most])
+        return self.pool.known(sequence.keys, (sequence.length - 1) // self.block_tokens)
 
     def _missing(self, sequence: Sequence) -> int:
         return max(0, self._blocks_for(sequence.length) - len(sequence.blocks))

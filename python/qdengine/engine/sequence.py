@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .._host import Keys
 from ..errors import QdengineError
 from ..prompt import Prompt
 from ..request import Request, Stats
@@ -27,7 +28,7 @@ class Sequence:
     prompt: Prompt
     max_new_tokens: int
     lookahead: int
-    keys: list[bytes]
+    keys: Keys
     tokens: np.ndarray = field(init=False)
     length: int = field(init=False)
     order: int = -1
