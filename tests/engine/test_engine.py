@@ -277,7 +277,7 @@ def test_an_interrupt_anywhere_harms_nobody(bundle, plain, where, lag):
             with pytest.raises(KeyboardInterrupt):
                 engine.summarize([GOOD])
         while not sequence.finished:
-            engine._step_unless_done([sequence])
+            engine._run_step()
         assert sequence.error is None and sequence.output.tolist() == plain(victim)
         assert engine.summarize([victim])[0].token_ids == plain(victim)
         assert not engine._scheduler.running and not engine._scheduler.waiting

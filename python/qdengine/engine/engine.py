@@ -6,7 +6,10 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from .draft_cost import DraftCost
 from .runner import FINISH_REASONS, Flight, Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .turns import Turns
 
 Item = Request | Mapping[str, Any]
 
@@ -69,6 +73,7 @@ class Engine:
         self._documents = DocumentCache(self.config.document_cache_bytes)
         self._draft_cost = DraftCost(self.config.lookahead)
         self._usual_draft = float(self.config.lookahead)  # tokens, of a sequence that writes
+        self._turns = Turns()
         self._lock = threading.Lock()
         self._ended: str | None = None  # why the engine takes no more requests
 
@@ -107,9 +112,10 @@ class Engine:
 
     def close(self) -> None:
         """Free the model and the KV memory. Calls still running end with an `EngineError` for what is unfinished."""
+        if self._ended is None:  # before the lock, for whoever runs steps to see
+            self._ended = "the engine is closed; make a new one with Engine.from_pretrained"
         with self._lock:
-            if self._ended is None:
-                self._end("the engine is closed; make a new one with Engine.from_pretrained")
+            self._end(self._ended)
             self._flight = None
             self._runner = None  # type: ignore[assignment]
 
@@ -121,26 +127,48 @@ class Engine:
         items = list(batch)
         self._check_open()
         summaries: list[Summary | None] = [None] * len(items)
+        for i, made in self._finished(items):
+            summaries[i] = self._summary(made) if isinstance(made, Sequence) else Summary.failed(made)
+        return [summary for summary in summaries if summary is not None]
+
+    def _finished(self, items: list[Item]) -> Iterator[tuple[int, Sequence | QdengineError]]:
+        """Place and finished sequence, or error, of every item. A window of items is encoded by another thread while
+        steps run over those before: that bounds memory, and lets no device wait for the tokenizer."""
+        window = self.config.max_sequences
+        begins = deque(range(0, len(items), window))
+        encoder = ThreadPoolExecutor(1) if len(items) > window else None
         active: dict[int, Sequence] = {}
-        window = 2 * self.config.max_sequences  # encoded at a time: bounds memory, and keeps steps full
-        begin = 0
+        coming: tuple[int, Future[list[Sequence | QdengineError]]] | None = None
         try:
-            while begin < len(items) or active:
-                if len(active) < self.config.max_sequences and begin < len(items):
-                    end = min(len(items), begin + window - len(active))
-                    for i, made in enumerate(self._submit(items[begin:end]), begin):
+            while begins or coming or active:
+                if coming is None and begins and len(active) <= window:
+                    begin = begins.popleft()
+                    coming = begin, self._encoded(items[begin : begin + window], encoder)
+                if coming is not None and (coming[1].done() or not active):
+                    for i, made in enumerate(coming[1].result(), coming[0]):
                         if isinstance(made, Sequence):
                             active[i] = made
                         else:
-                            summaries[i] = Summary.failed(made)
-                    begin = end
+                            yield i, made
+                    coming = None
                     continue
-                self._step_unless_done(active.values())
+                encoded = coming[1] if coming is not None else None
+                self._turns.run(self._run_step, partial(_any_done, active, encoded))
                 for i in [i for i, sequence in active.items() if sequence.finished]:
-                    summaries[i] = self._summary(active.pop(i))
+                    yield i, active.pop(i)
         finally:
+            if encoder is not None:
+                encoder.shutdown()
+            if coming is not None and coming[1].exception() is None:
+                self._abort(made for made in coming[1].result() if isinstance(made, Sequence))
             self._abort(active.values())
-        return [summary for summary in summaries if summary is not None]
+
+    def _encoded(self, items: list[Item], encoder: ThreadPoolExecutor | None) -> Future[list[Sequence | QdengineError]]:
+        if encoder is not None:
+            return encoder.submit(self._submit, items)
+        done: Future[list[Sequence | QdengineError]] = Future()
+        done.set_result(self._submit(items))
+        return done
 
     def stream(self, request: Item) -> Iterator[str]:
         """Yield the text as it is accepted; the pieces joined are `Summary.text`. Raises the request's error."""
@@ -151,7 +179,7 @@ class Engine:
         sent = ""
         try:
             while not made.finished:
-                self._step_unless_done([made])
+                self._turns.run(self._run_step, partial(_goes_on, made, made.length))
                 # A character may still lack bytes, and white space at the end may turn out to be the end.
                 text = self._text(made) if made.finished else self._text(made).rstrip("\ufffd").rstrip()
                 if len(text) > len(sent):
@@ -173,13 +201,7 @@ class Engine:
         requests = [x for x in made if isinstance(x, Request)]
         room = [self._context - self._new_tokens(request) for request in requests]
         prompts = iter(encode(self.tokenizer, self.checkpoint.prompt, requests, room, self._documents))
-        sequences: list[Sequence | QdengineError] = []
-        with self._lock:
-            if self._ended is not None:
-                return [EngineError(self._ended)] * len(items)
-            for x in made:
-                sequences.append(self._queue(x, next(prompts)) if isinstance(x, Request) else x)  # type: ignore[arg-type]
-        return sequences
+        return [self._queue(x, next(prompts)) if isinstance(x, Request) else x for x in made]  # type: ignore[arg-type]
 
     def _parse(self, item: Item) -> Request:
         request = Request.parse(item)
@@ -210,18 +232,20 @@ class Engine:
             return error
         return sequence
 
-    def _step_unless_done(self, sequences: Iterable[Sequence]) -> None:
-        """Run one step, unless another thread's step has just finished one of `sequences`."""
+    def _run_step(self) -> None:
+        """One step for everybody, or the end of everybody when the engine has ended."""
         with self._lock:
-            if not any(sequence.finished for sequence in sequences):
-                self._check_open()
-                try:
-                    self._step()
-                except Exception as error:
-                    self._fail(error)
-                except BaseException:
-                    self._scheduler.restart()
-                    raise
+            if self._ended is not None:
+                self._end(self._ended)
+                return
+            try:
+                self._step()
+            except Exception as error:
+                self._fail(error)
+            except BaseException:
+                self._flight = None
+                self._scheduler.restart()
+                raise
 
     def _step(self) -> None:
         """Start a step, and take the result of the one before where steps are planned ahead, else its own."""
@@ -322,6 +346,7 @@ class Engine:
     def _end(self, why: str, cause: Exception | None = None) -> None:
         """Take no more requests, and end those there are with an error that says why."""
         self._ended = why
+        self._scheduler.receive()
         for sequence in self._scheduler.running + self._scheduler.waiting:
             error = EngineError(why)
             error.__cause__ = cause
@@ -350,6 +375,14 @@ class Engine:
             truncated=sequence.prompt.truncated,
             stats=sequence.stats,
         )
+
+
+def _any_done(active: dict[int, Sequence], encoded: Future[list[Sequence | QdengineError]] | None) -> bool:
+    return any(sequence.finished for sequence in active.values()) or (encoded is not None and encoded.done())
+
+
+def _goes_on(sequence: Sequence, length: int) -> bool:
+    return sequence.finished or sequence.length > length
 
 
 def _device(name: str) -> torch.device:

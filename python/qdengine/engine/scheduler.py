@@ -7,6 +7,7 @@ and its tokens computed again later. Nothing here touches a tensor.
 from __future__ import annotations
 
 from bisect import insort
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,25 +50,34 @@ class Scheduler:
         self.running: list[Sequence] = []  # by order
         self._all_rows = range(max_sequences - 1, -1, -1)
         self._rows = list(self._all_rows)
-        self._arrivals = 0
+        self._arrivals: deque[Sequence] = deque()
+        self._received = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises `LimitError` for one that could not run even alone."""
+        """Queue a sequence; any thread may, at any time. Raises `LimitError` for one that could not run even alone."""
         needed = self._blocks_for(len(sequence.tokens))
         if needed > self.pool.blocks:
             raise LimitError(
                 f"the request needs {needed} KV blocks and the engine has {self.pool.blocks}; "
                 "raise EngineConfig.kv_bytes, or shorten the document or max_new_tokens"
             )
-        sequence.order = self._arrivals
-        self._arrivals += 1
-        self.waiting.append(sequence)
+        self._arrivals.append(sequence)
+
+    def receive(self) -> None:
+        """Take in what was queued."""
+        while self._arrivals:
+            sequence = self._arrivals.popleft()
+            if not sequence.finished:  # it may have been aborted meanwhile
+                sequence.order = self._received
+                self._received += 1
+                self.waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
         """Move waiting sequences to the running ones while rows and blocks last; returns those moved.
 
         A sequence whose document a running one is just computing stays, and later takes the finished blocks.
         """
+        self.receive()
         if not self.waiting or not self._rows:
             return []
         admitted: list[Sequence] = []
