@@ -155,6 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         assert all(s.length == length and s.finish_reason == "error" for s, length in self.aborted)
+        self.scheduler.receive()
         running = self.scheduler.running
         assert {id(s) for s in running + self.scheduler.waiting} == {id(s) for s in self.live}
         assert [s.order for s in running] == sorted(s.order for s in running)

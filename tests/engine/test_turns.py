@@ -61,10 +61,8 @@ def test_a_broken_step_passes_the_turn_on():
     threads = [threading.Thread(target=first)]
     threads[0].start()
     started.wait(10)
-    threads += [
-        threading.Thread(target=turns.run, args=(counter.step, lambda: counter.count >= 3), daemon=True)
-        for _ in range(3)
-    ]
+    others = (counter.step, lambda: counter.count >= 3)
+    threads += [threading.Thread(target=turns.run, args=others, daemon=True) for _ in range(3)]
     for thread in threads[1:]:
         thread.start()
     for thread in threads:
