@@ -129,3 +129,7 @@ def _driver() -> str | None:
 def write(result: dict[str, Any], out: str | None) -> None:
     if out:
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(facts(), sys.argv[1])
