@@ -1,4 +1,4 @@
-"""The one file that gpu_suite.sh writes: facts about the machine, and under "steps" how every step ended, with its JSON.
+"""The one file that gpu_suite.sh writes: facts about the machine, and under "steps" how each ended, with its JSON.
 
 python benchmarks/gpu_json.py add gpu.json NAME EXIT SECONDS LOG [RESULT]     # what the suite does after each step
 python benchmarks/gpu_json.py merge gpu.json first/gpu.json second/gpu.json   # steps of several runs, the last wins

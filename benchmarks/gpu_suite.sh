@@ -24,10 +24,12 @@ while [[ ${1:-} == --* ]]; do
 done
 out=${1:-} bundle=${2:-} data=${3:-} python=${PYTHON:-python3} total=540 failed=0
 if [[ $mode != list ]]; then
-  out=$(realpath -m "${out:?usage: gpu_suite.sh [--list] [--dry] [--steps NAME,NAME] OUT [BUNDLE DATA]}")
+  [[ -n $out ]] || { echo "usage: gpu_suite.sh [--list] [--dry] [--steps NAME,NAME] OUT [BUNDLE DATA]" >&2; exit 2; }
+  out=$(realpath -m "$out")
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  mkdir -p "$out" && : >"$out/suite.log"
+  mkdir -p "$out" || exit 1
+  : >"$out/suite.log"
 fi
 
 # step NAME SECONDS COMMAND...: runs it within its time and what is left of all, keeps its output and notes how it ended. What

@@ -58,10 +58,14 @@ def measured_table(rows: list[dict[str, Any]], gpu: Gpu, key: tuple[str, ...]) -
     """Measured rows beside their limit."""
     lines = [f"{'measured on ' + gpu.name:46}{'us':>10}{'GB/s':>9}{'TFLOPS':>9}{'of limit':>10}{'L20 est. us':>13}"]
     for row in rows:
+        name = " ".join(str(row[k]) for k in key)
+        if "error" in row:
+            lines.append(f"{name:46}{row['error'][:70]}")
+            continue
         least, us = Work(row["bytes"], row["flops"], row["unit"]), row["us"]
         share = 1e6 * limit(gpu, least) / us
         lines.append(
-            f"{' '.join(str(row[k]) for k in key):46}{us:10.2f}{row['bytes'] / us / 1e3:9.1f}"
+            f"{name:46}{us:10.2f}{row['bytes'] / us / 1e3:9.1f}"
             f"{row['flops'] / us / 1e6:9.2f}{share:10.1%}{1e6 * limit(L20, least) / share:13.2f}"
         )
     return lines

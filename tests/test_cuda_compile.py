@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import registers
 import torch
 from qdengine import _native
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import registers  # noqa: E402
-
 NVCC = shutil.which("nvcc")
 REPORT = """
 ptxas info    : 0 bytes gmem
