@@ -15,7 +15,7 @@ import click
 import torch
 from bench_ops import CONTEXT, attention_work
 from common import BACKENDS, DTYPES, SHAPE, device_of, facts, paged, timed, write
-from limits import Work, limit, matrices, named
+from limits import Work, limit, matrices, named, product_flops
 from qdengine import ops
 from qdengine.model.decoder import Decoder, StepInputs
 from qdengine.model.kv_cache import KVCache
@@ -56,7 +56,7 @@ def work_of(step: str, rows: int, element: int) -> tuple[Work, ...]:
     tokens = sum(new for _, new in batch)
     attention, parameters, head = attention_work(batch, element), matrices(SHAPE), SHAPE.width * SHAPE.vocab_size
     return (
-        Work(parameters * element, 2 * parameters * tokens, "matrix"),
+        Work(parameters * element, product_flops(SHAPE, tokens, rows), "matrix"),
         Work((head + rows * SHAPE.vocab_size) * element, 2 * head * rows, "matrix"),
         Work(attention.bytes * SHAPE.layers, attention.flops * SHAPE.layers, "matrix"),
     )

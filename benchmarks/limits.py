@@ -82,11 +82,18 @@ class Workload:
 
 
 @cache
-def matrices(config: ModelConfig) -> int:
-    """Parameters of the layers' matrices."""
+def matrices(config: ModelConfig, begin: str = "layers.") -> int:
+    """Parameters of the layers' matrices whose names begin so."""
     with torch.device("meta"):
         model = ReferenceModel(config)
-    return sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2)
+    return sum(p.numel() for name, p in model.named_parameters() if name.startswith(begin) and p.ndim == 2)
+
+
+def product_flops(config: ModelConfig, tokens: float, rows: float) -> float:
+    """Of the layers' products: behind the last layer's attention only the wanted rows are computed."""
+    last = f"layers.{config.layers - 1}."
+    behind = matrices(config, last) - matrices(config, last + "qkv")
+    return 2 * ((matrices(config) - behind) * tokens + behind * rows)
 
 
 def request_work(
@@ -100,7 +107,7 @@ def request_work(
     passes = work.steps if alone else 0.0
     head = config.width * config.vocab_size
     products = Work(
-        passes * matrices(config) * bits / 8, 2 * matrices(config) * (fresh + work.verified),
+        passes * matrices(config) * bits / 8, product_flops(config, fresh + work.verified, written),
         "matrix" if bits == 16 else "eight_bit",
     )  # fmt: skip
     pairs = work.verified * length + (work.query * length if warm else length * length / 2)
