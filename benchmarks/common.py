@@ -65,8 +65,8 @@ def timed(
     """Median seconds of `call(*args)`, measured for about `budget` seconds.
 
     On a GPU: calls over copies of the arguments, which together exceed its caches (at most 64, so small arguments stay
-    in a cache, as between the kernels of a step), captured as a graph where `capture` says so, and timed by events.
-    On a CPU: one call after the other over the same arguments.
+    in a cache, as between the kernels of a step), captured as a graph where `capture` says so, and timed by events. A
+    call without arguments is long enough to be timed alone. On a CPU: one call after the other over the same arguments.
     """
     if device.type == "cuda":
         return _timed_on_gpu(call, args, device, budget, capture)
@@ -84,8 +84,10 @@ def _timed_on_gpu(
     call: Callable[..., object], args: Arguments, device: torch.device, budget: float, capture: bool
 ) -> float:
     size = sum(a.numel() * a.element_size() for a in args if isinstance(a, torch.Tensor))
-    copies = [on_device(args, device) for _ in range(min(_MOST_COPIES, max(1, -(-_ROTATED_BYTES // max(1, size)))))]
-    copies *= -(-_LEAST_CALLS // len(copies))
+    wanted = min(_MOST_COPIES, -(-_ROTATED_BYTES // size)) if size else 1
+    copies = [on_device(args, device) for _ in range(wanted)]
+    if size:
+        copies *= -(-_LEAST_CALLS // wanted)
 
     def run() -> None:
         for copy in copies:
