@@ -31,7 +31,10 @@ check: $(VENV)/installed.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/installed.stamp
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmark.json
+	$(BIN)/python benchmarks/bench_ops.py --json build/ops.json
+	$(BIN)/python benchmarks/bench_attention.py --documents 4 --batch 8 --without flex --json build/attention.json
+	$(BIN)/python benchmarks/bench_step.py --json build/steps.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json=build/engine.json
 
 sanitize: $(VENV)/installed.stamp
 	bash tests/sanitize.sh $(BIN)/python

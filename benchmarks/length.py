@@ -10,12 +10,12 @@ import json
 import resource
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from qdengine import Engine, EngineConfig, doctor
+from common import facts, write
+from qdengine import Engine, EngineConfig
 from qdengine.summarize_file import valid_rows
 from tqdm import tqdm
 
@@ -60,30 +60,33 @@ def measure(engine: Engine, texts: list[str], query: str) -> dict[str, float]:
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--tokens", "lengths", type=click.IntRange(1), multiple=True, default=LENGTHS, show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=["bfloat16", "float32"], show_default=True)
 @click.option("--documents", "count", default=3, show_default=True, help="Documents of each length.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "out", type=click.Path(dir_okay=False))
-def main(data: str, model: str, precisions: tuple[str, ...], count: int, threads: int, out: str | None) -> None:
+def main(
+    data: str, model: str, device: str, lengths: tuple[int, ...], precisions: tuple[str, ...], count: int, threads: int,
+    out: str | None,
+) -> None:  # fmt: skip
+    """Measure one request alone, by the length of its document."""
     torch.set_num_threads(threads)
-    rows, found = valid_rows(data, 200), doctor.examine()
-    result: dict[str, Any] = {name: found[name] for name in ("cpu", "isa", "amx", "torch")}
-    result |= {"threads": threads, "date": time.strftime("%Y-%m-%d"), "lengths": []}
+    rows = valid_rows(data, 200)
+    result: dict[str, Any] = facts() | {"threads": threads, "lengths": []}
     engines = {
-        name: Engine.from_pretrained(model, "cpu", name, EngineConfig(kv_bytes=1 << 30, max_new_tokens=48))
+        name: Engine.from_pretrained(model, device, name, EngineConfig(kv_bytes=1 << 30, max_new_tokens=48))
         for name in precisions
     }
-    for tokens in tqdm(LENGTHS, unit="length", disable=None):
+    for tokens in tqdm(lengths, unit="length", disable=None):
         for name, engine in engines.items():
             texts = documents(engine, rows, tokens, count + 1)
             engine.summarize([{"query": rows[0]["query"], "document": texts.pop()}])  # warm-up
             figures = measure(engine, texts, rows[0]["query"])
             result["lengths"].append({"precision": name, "tokens": tokens} | figures)
     result["peak_rss_bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    text = json.dumps(result, indent=2)
-    print(text)
-    if out:
-        Path(out).write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    write(result, out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Plots for docs/ from the JSON of compare.py and length.py:
+"""Plots for docs/ from measured JSON:
 
-python benchmarks/plot.py --compare benchmarks/results/A.json --length benchmarks/results/B.json
+python benchmarks/plot.py --compare benchmarks/results/compare.json --length benchmarks/results/length.json
+python benchmarks/plot.py --gpu gpu.json        # of gpu_suite.sh: load, requests/s, share of the limit
 """
 
 from __future__ import annotations
@@ -23,31 +24,35 @@ def read(path: str) -> dict[str, Any]:
     return data
 
 
-def save(figure: Any, name: str) -> None:
-    DOCS.mkdir(parents=True, exist_ok=True)
+def save(figure: Any, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
-def plot_compare(data: dict[str, Any]) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    precisions = [name for name in ("bfloat16", "float32") if name in data]
+def plot_compare(data: dict[str, Any], folder: Path, name: str = "compare") -> None:
+    """Bars by engine; an engine that has no such figure has no bar."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    precisions = [name for name, value in data.items() if isinstance(value, dict) and "peers" in value]
+    names = list(dict.fromkeys(peer for precision in precisions for peer in data[precision]["peers"]))
     for i, precision in enumerate(precisions):
         peers = data[precision]["peers"]
-        places = [k + i * 0.8 / len(precisions) for k in range(len(peers))]
+        places = [k + i * 0.8 / len(precisions) for k in range(len(names))]
         for axis, key in zip(axes, ("requests_per_s", "latency_p50_ms"), strict=True):
-            axis.barh(places, [p[key] for p in peers.values()], 0.8 / len(precisions), label=precision)
-            axis.set_yticks(range(len(peers)), [name.replace("_", " ") for name in peers])
-            axis.invert_yaxis()
+            values = [peers.get(peer, {}).get(key, 0) for peer in names]
+            axis.barh(places, values, 0.8 / len(precisions), label=precision)
+    axes[0].set_yticks(range(len(names)), [peer.replace("_", " ") for peer in names])
+    axes[0].invert_yaxis()
     axes[0].set_xlabel("requests/s, all rows at once")
     axes[1].set_xlabel("median latency of one request, ms")
-    axes[1].set_yticklabels([])
     axes[0].legend()
-    figure.suptitle(f"{data['model']}, {data['rows']} rows of {data['data']}, {data['threads']} threads", fontsize=9)
-    save(figure, "compare")
+    where = data.get("gpu") or f"{data['threads']} threads"
+    figure.suptitle(f"{Path(data['model']).name}, {data['rows']} rows of {data['data']}, {where}", fontsize=9)
+    save(figure, folder, name)
 
 
-def plot_length(data: dict[str, Any]) -> None:
+def plot_length(data: dict[str, Any], folder: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3.6))
     for precision in dict.fromkeys(row["precision"] for row in data["lengths"]):
         rows = [row for row in data["lengths"] if row["precision"] == precision]
@@ -61,17 +66,67 @@ def plot_length(data: dict[str, Any]) -> None:
     axis.set_ylabel("one summary, ms")
     axis.grid(True, which="both", alpha=0.3)
     axis.legend()
-    save(figure, "length")
+    save(figure, folder, "length")
+
+
+def plot_load(engines: dict[str, dict[str, Any]], gpu: str, folder: Path) -> None:
+    """Latency against the arrivals offered, of `qdengine bench --load`."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for figures in engines.values():
+        loads = sorted(figures["load"], key=lambda load: load["rate"])
+        for q, style in (("p50", "o-"), ("p99", "s--")):
+            known = [(load["rate"], load["latency_ms"][q]) for load in loads if load["latency_ms"]]
+            axis.plot(*zip(*known, strict=True), style, label=f"{figures['precision']}, {q}")
+    axis.set_yscale("log")
+    axis.set_xlabel("requests/s offered (Poisson arrivals, new documents)")
+    axis.set_ylabel("arrival to summary, ms")
+    axis.set_title(gpu, fontsize=9)
+    axis.grid(True, which="both", alpha=0.3)
+    axis.legend()
+    save(figure, folder, "gpu-load")
+
+
+def plot_share(results: dict[str, dict[str, Any]], gpu: str, folder: Path) -> None:
+    """Share of its limit that each op and step reached, the sizes side by side."""
+    rows = [(f"{row['op']} {row['size']} {row['dtype']} {row['backend']}", row) for row in results["ops"]["rows"]]
+    steps = results.get("steps", {}).get("rows", [])
+    rows += [(f"step {row['step']} {row['precision']} {row['backend']}", row) for row in steps]
+    known = [(name, row["share_of_limit"]) for name, row in rows if "share_of_limit" in row and "token" not in name]
+    if not known:
+        return
+    figure, axis = plt.subplots(figsize=(7, 1 + 0.16 * len(known)))
+    axis.barh(range(len(known)), [100 * share for _, share in known])
+    axis.set_yticks(range(len(known)), [name for name, _ in known], fontsize=6)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"share of the limit on {gpu}, %")
+    save(figure, folder, "gpu-share")
+
+
+def plot_gpu(data: dict[str, Any], folder: Path) -> None:
+    results = {name: step["result"] for name, step in data["steps"].items() if "result" in step}
+    gpu = data["gpu"] or "no GPU"
+    engines = {name: found for name, found in results.items() if name.startswith("engine-") and found["load"]}
+    if engines:
+        plot_load(engines, gpu, folder)
+    if "ops" in results:
+        plot_share(results, gpu, folder)
+    if "compare" in results:
+        plot_compare(results["compare"], folder, "gpu-compare")
 
 
 @click.command()
 @click.option("--compare", type=click.Path(exists=True, dir_okay=False))
 @click.option("--length", type=click.Path(exists=True, dir_okay=False))
-def main(compare: str | None, length: str | None) -> None:
+@click.option("--gpu", type=click.Path(exists=True, dir_okay=False))
+@click.option("--out", default=DOCS, type=click.Path(file_okay=False, path_type=Path), show_default=True)
+def main(compare: str | None, length: str | None, gpu: str | None, out: Path) -> None:
+    """Draw what was measured."""
     if compare:
-        plot_compare(read(compare))
+        plot_compare(read(compare), out)
     if length:
-        plot_length(read(length))
+        plot_length(read(length), out)
+    if gpu:
+        plot_gpu(read(gpu), out)
 
 
 if __name__ == "__main__":

@@ -1,120 +1,124 @@
-"""What a request must cost at least on a GPU, and what was measured beside it.
+"""What ops and requests must cost at least on L20, H100 and H200, and what was measured beside it.
 
-    python benchmarks/roofline.py                      # limits of a whole request on L20, H100 and H200
-    python benchmarks/roofline.py --ops ops.json       # and the share of its limit that each op reached
+    python benchmarks/roofline.py                    # bytes, operations and limits: computed, nothing is measured
+    python benchmarks/roofline.py --gpu gpu.json     # and the measurements of benchmarks/gpu_suite.sh
 
-A limit is the larger of FLOPs over the peak rate and bytes over the memory bandwidth. A request has a document part,
-which costs nothing where its keys and values are in memory, a query part, and steps that verify drafts. Weights are
-read once a step for the whole batch.
+A limit is the larger of operations over the rate of the unit that does them, and bytes over the memory bandwidth. A
+request has a document part, which costs nothing where its keys and values are in memory, a query part, and steps that
+verify drafts; a large batch shares the weights.
+
+L20 estimate: a figure measured elsewhere, at the same share of the limit on an L20. An estimate, not a measurement.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from common import SHAPE
-from qdengine.config import ModelConfig
-from qdengine.model.reference import ReferenceModel
+from bench_ops import SIZES, arguments, work
+from common import DTYPES
+from limits import GPUS, Gpu, Work, Workload, arithmetic, limit, named, request_work
+from qdengine import ops
+
+L20 = GPUS[0]
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Dense peak rates in FLOP/s, memory in bytes/s. matmul: highest measured share of the peak on random data."""
-
-    name: str
-    bf16: float
-    eight_bit: float
-    memory: float
-    matmul: float
-
-
-# Vendors' datasheets; the Hopper chips' share is what a large bf16 product reached on an H200, the L20's is assumed.
-GPUS = (
-    Gpu("L20", 119.5e12, 239e12, 864e9, 0.8),
-    Gpu("H100", 989e12, 1979e12, 3.35e12, 0.8),
-    Gpu("H200", 989e12, 1979e12, 4.8e12, 0.8),
-)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Tokens of one request: its document, the rest of its prompt, and the verified rows of all its steps."""
-
-    document: int = 590
-    query: int = 30
-    verified: int = 100
-    steps: float = 2.0
-
-
-def matrices(config: ModelConfig) -> int:
-    """Parameters of the layers' matrices."""
-    with torch.device("meta"):
-        model = ReferenceModel(config)
-    return sum(p.numel() for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2)
-
-
-def request_cost(config: ModelConfig, work: Workload, warm: bool, element: int) -> tuple[float, float]:
-    """FLOPs and bytes of one request in a large batch, with keys and values of `element` bytes."""
-    fresh = work.query + (0 if warm else work.document)
-    rows = fresh + work.verified
-    length = work.document + work.query
-    head = 2 * config.width * config.vocab_size * (work.verified + 1)
-    pairs = work.verified * length + (work.query * length if warm else length * length / 2)
-    attention = 4 * pairs * config.heads * config.head_width * config.layers
-    kv_token = 2 * config.layers * config.kv_heads * config.head_width * element
-    moved = kv_token * (fresh + length * (work.steps + (1 if warm else 0)))
-    logits = 2 * config.vocab_size * (work.verified + 1)
-    return 2 * matrices(config) * rows + head + attention, moved + logits
-
-
-def limit(gpu: Gpu, flops: float, moved: float, eight_bit: bool = False) -> float:
-    """Seconds."""
-    peak = (gpu.eight_bit if eight_bit else gpu.bf16) * gpu.matmul
-    return max(flops / peak, moved / gpu.memory)
-
-
-def requests_table(config: ModelConfig, work: Workload) -> list[str]:
-    lines = [f"{'':6}{'document':>10}{'bits':>6}{'GFLOP':>9}{'MB':>8}{'requests/s':>12}  bound by"]
+def requests_table(work: Workload) -> list[str]:
+    """Limits of one request in requests/s, and alone in milliseconds."""
+    lines = [f"{'':6}{'document':>10}{'bits':>6}{'GFLOP':>9}{'MB':>8}{'requests/s':>12}{'ms alone':>10}  bound by"]
     for gpu in GPUS:
         for warm in (False, True):
             for bits in (16, 8):
-                flops, moved = request_cost(config, work, warm, bits // 8)
-                seconds = limit(gpu, flops, moved, bits == 8)
-                bound = "memory" if moved / gpu.memory == seconds else "arithmetic"
+                parts, alone = request_work(work, warm, bits), request_work(work, warm, bits, alone=True)
+                seconds = limit(gpu, *parts)
+                bound = "arithmetic" if arithmetic(gpu, parts) == seconds else "memory"
+                flops, moved = sum(p.flops for p in parts), sum(p.bytes for p in parts)
                 lines.append(
                     f"{gpu.name:6}{'warm' if warm else 'cold':>10}{bits:>6}{flops / 1e9:9.1f}{moved / 1e6:8.1f}"
-                    f"{1 / seconds:12.0f}  {bound}"
+                    f"{1 / seconds:12.0f}{1e3 * limit(gpu, *alone):10.2f}  {bound}"
                 )
     return lines
 
 
-def ops_table(data: dict[str, Any], gpu: Gpu) -> list[str]:
-    """Measured ops of a pytest-benchmark file beside their limit."""
-    lines = [f"{'op':52}{'us':>10}{'GB/s':>9}{'TFLOPS':>9}{'of limit':>10}"]
-    for bench in data["benchmarks"]:
-        info, seconds = bench["extra_info"], bench["stats"]["median"]
-        if "bytes" in info:
-            least = limit(gpu, info["flops"], info["bytes"])
-            lines.append(
-                f"{bench['name'][:50]:52}{1e6 * seconds:10.1f}{info['bytes'] / seconds / 1e9:9.1f}"
-                f"{info['flops'] / seconds / 1e12:9.2f}{least / seconds:10.1%}"
-            )
+def limits_table() -> list[str]:
+    """Every op at every size in bfloat16."""
+    lines = [f"{'op':18}{'size':9}{'MB':>9}{'MFLOP':>9}" + "".join(f"{gpu.name + ' us':>9}" for gpu in GPUS)]
+    for op in ops.OPS:
+        for size, rows in SIZES.items():
+            least = work(op, arguments(op, rows, DTYPES["bfloat16"]), rows)
+            times = "".join(f"{1e6 * limit(gpu, least):9.3f}" for gpu in GPUS)
+            lines.append(f"{op:18}{size:9}{least.bytes / 1e6:9.3f}{least.flops / 1e6:9.1f}{times}")
     return lines
 
 
+def measured_table(rows: list[dict[str, Any]], gpu: Gpu, key: tuple[str, ...]) -> list[str]:
+    """Measured rows beside their limit."""
+    lines = [f"{'measured on ' + gpu.name:46}{'us':>10}{'GB/s':>9}{'TFLOPS':>9}{'of limit':>10}{'L20 est. us':>13}"]
+    for row in rows:
+        name = " ".join(str(row[k]) for k in key)
+        if "error" in row:
+            lines.append(f"{name:46}{row['error'][:70]}")
+            continue
+        least, us = Work(row["bytes"], row["flops"], row["unit"]), row["us"]
+        share = 1e6 * limit(gpu, least) / us
+        lines.append(
+            f"{name:46}{us:10.2f}{row['bytes'] / us / 1e3:9.1f}"
+            f"{row['flops'] / us / 1e6:9.2f}{share:10.1%}{1e6 * limit(L20, least) / share:13.2f}"
+        )
+    return lines
+
+
+def engine_table(engines: dict[str, dict[str, Any]], gpu: Gpu) -> list[str]:
+    """Whole requests of `qdengine bench`, by precision, beside the limit of the tokens that they took."""
+    lines = [f"{'measured on ' + gpu.name:30}{'figure':>10}{'limit':>10}{'of limit':>10}{'L20 estimate':>14}"]
+    for figures in engines.values():
+        work, bits = Workload.measured(figures), 16 if figures["precision"] in ("float32", "bfloat16") else 8
+        for name, value, warm in (
+            ("cold requests/s", figures["requests_per_s"], False),
+            ("warm requests/s", figures["warm_requests_per_s"], True),
+        ):
+            most, here = (1 / limit(g, *request_work(work, warm, bits)) for g in (gpu, L20))
+            lines.append(
+                f"{figures['precision'] + ', ' + name:30}{value:10.1f}{most:10.1f}{value / most:10.1%}"
+                f"{here * value / most:14.1f}"
+            )
+        alone = request_work(work, False, bits, alone=True)
+        value, least, here = figures["latency_ms"]["p50"], 1e3 * limit(gpu, *alone), 1e3 * limit(L20, *alone)
+        lines.append(
+            f"{figures['precision'] + ', ms alone, p50':30}{value:10.2f}{least:10.2f}{least / value:10.1%}"
+            f"{here * value / least:14.2f}"
+        )
+    return lines
+
+
+def print_measured(data: dict[str, Any]) -> None:
+    gpu = named(data["gpu"] or "")
+    if gpu is None:
+        raise click.ClickException(f"no limits are known for {data['gpu']!r}; add it to benchmarks/limits.py")
+    results = {name: step["result"] for name, step in data["steps"].items() if step.get("result")}
+    if "ops" in results:
+        print("\n" + "\n".join(measured_table(results["ops"]["rows"], gpu, ("op", "size", "dtype", "backend"))))
+    if "steps" in results:
+        print("\n" + "\n".join(measured_table(results["steps"]["rows"], gpu, ("step", "precision", "backend"))))
+    if "attention" in results:
+        print("\n" + "\n".join(measured_table(results["attention"]["rows"], gpu, ("case", "dtype", "how"))))
+    engines = {name: result for name, result in results.items() if name.startswith("engine-")}
+    if engines:
+        print("\n" + "\n".join(engine_table(engines, gpu)))
+
+
 @click.command()
-@click.option("--ops", "ops_file", type=click.Path(exists=True, dir_okay=False), help="bench_ops.py's JSON.")
-@click.option("--gpu", type=click.Choice([gpu.name for gpu in GPUS]), default="H200", show_default=True)
-def main(ops_file: str | None, gpu: str) -> None:
-    print("\n".join(requests_table(SHAPE, Workload())))
-    if ops_file:
-        data = json.loads(Path(ops_file).read_text(encoding="utf-8"))
-        print("\n" + "\n".join(ops_table(data, next(g for g in GPUS if g.name == gpu))))
+@click.option("--gpu", "measured", type=click.Path(exists=True, dir_okay=False), help="gpu_suite.sh's gpu.json.")
+def main(measured: str | None) -> None:
+    """Limits, and measurements beside them."""
+    torch.manual_seed(0)
+    print("\n".join(requests_table(Workload())))
+    print("\n" + "\n".join(limits_table()))
+    if measured:
+        print_measured(json.loads(Path(measured).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -189,7 +189,28 @@ def test_bench(model, tmp_path, threads):
     found = json.loads(fine(*arguments, "--lookahead", 0))
     assert (found["rows"], found["failed"]) == (6, 1)
     assert found["tokens_per_step"] == 1 and found["output_tokens"] <= 4
+    assert found["load"] == []
     assert list(tmp_path.glob("*.json")) == [out]
+
+
+def test_bench_under_load(model, tmp_path):
+    data = write_rows(tmp_path / "data.jsonl", questions(3))
+    arguments = ("bench", "--data", data, *model, "--latency-rows", 1, "--max-new-tokens", 4)
+    found = json.loads(fine(*arguments, "--load", 0.25, "--load", 0.5, "--load-seconds", 0.3))
+    assert [load["share"] for load in found["load"]] == [0.25, 0.5]
+    for load in found["load"]:
+        assert load["rate"] == pytest.approx(load["share"] * found["requests_per_s"])
+        assert load["failed"] == 0 and load["requests"] >= 1 and load["latency_ms"]["p99"] > 0
+
+
+def test_fields_of_the_engine(model, tmp_path):
+    data = write_rows(tmp_path / "data.jsonl", questions(1))
+    arguments = ("bench", "--data", data, *model, "--latency-rows", 1, "--max-new-tokens", 2)
+    fine(*arguments, "--engine", "max_sequences=2", "--engine", "adaptive_lookahead=false")
+    fails("EngineConfig has", *arguments, "--engine", "speed=9", code=2)
+    fails("give NAME=VALUE", *arguments, "--engine", "max_sequences", code=2)
+    fails("EngineConfig.max_sequences is 0", *arguments, "--engine", "max_sequences=0")
+    fails("EngineConfig.max_sequences is 'two'", *arguments, "--engine", 'max_sequences="two"')
 
 
 def test_bench_of_files_without_rows(model, tmp_path):

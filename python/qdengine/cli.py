@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ ENGINE_OPTIONS = [
     click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16."),
     click.option("--lookahead", type=click.IntRange(0), help="Most drafted tokens a step; 0 for none. [default: 64]"),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a summary. [default: 96]"),
+    click.option(
+        "--engine", "others", multiple=True, metavar="NAME=VALUE", help="Another field of EngineConfig, as in JSON."
+    ),
 ]
 
 
@@ -27,12 +31,23 @@ def engine_options(command: Any) -> Any:
     return command
 
 
-def make_engine(model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None) -> Any:
+def make_engine(
+    model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None, others: tuple[str, ...]
+) -> Any:
     from . import Engine, EngineConfig
 
     given: dict[str, Any] = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
-    config = EngineConfig(**{name: value for name, value in given.items() if value is not None})
-    return Engine.from_pretrained(model, device, precision, config)
+    given = {name: value for name, value in given.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(EngineConfig)}
+    for other in others:
+        name, _, value = other.partition("=")
+        if name not in known:
+            raise click.UsageError(f"--engine {other}: EngineConfig has {', '.join(sorted(known))}")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            raise click.UsageError(f"--engine {other}: give NAME=VALUE, the value a number, true or false") from None
+    return Engine.from_pretrained(model, device, precision, EngineConfig(**given))
 
 
 def _check_folder(path: str | None) -> None:
@@ -137,14 +152,31 @@ def evaluate(predictions: str, references: str, lang: str, as_json: bool) -> Non
 )
 @click.option("--rows", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--latency-rows", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--load",
+    "loads",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help="Also measure latency at this share of the requests/s measured; may be given several times.",
+)
+@click.option("--load-seconds", type=click.FloatRange(0, min_open=True), default=10, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: torch's]")
 @engine_options
 @click.option("--json", "out", type=click.Path(dir_okay=False), help="Also write the result here.")
-def bench(data: str, rows: int, latency_rows: int, threads: int | None, out: str | None, **engine: Any) -> None:
-    """Offline requests/s and batch-1 latency, as JSON."""
+def bench(
+    data: str,
+    rows: int,
+    latency_rows: int,
+    loads: tuple[float, ...],
+    load_seconds: float,
+    threads: int | None,
+    out: str | None,
+    **engine: Any,
+) -> None:
+    """Offline requests/s, batch-1 latency and, with --load, latency under load, as JSON."""
     import torch
 
-    from .evaluate.latency import measure
+    from .evaluate.latency import measure, under_load
     from .summarize_file import to_request, valid_rows
 
     _check_folder(out)
@@ -157,6 +189,10 @@ def bench(data: str, rows: int, latency_rows: int, threads: int | None, out: str
     with make_engine(**engine) as opened:
         facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
         result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
+        result["load"] = [
+            {"share": share} | under_load(opened, measured, share * result["requests_per_s"], load_seconds)
+            for share in loads
+        ]
     text = json.dumps(result, indent=2)
     click.echo(text)
     if out is not None:

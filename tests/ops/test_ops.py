@@ -18,18 +18,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GUARD = 77
 
 
-def backends() -> list:
-    gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
-    triton_runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
-    return [
-        pytest.param("reference"),
-        pytest.param("cpu"),
-        pytest.param("cuda", marks=[pytest.mark.gpu, gpu]),
-        pytest.param(
-            "triton",
-            marks=pytest.mark.skipif(not triton_runs, reason="needs a GPU or TRITON_INTERPRET=1 (make test sets it)"),
-        ),
-    ]
+GPU = torch.cuda.is_available()
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no NVIDIA GPU here")]
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs a GPU or TRITON_INTERPRET=1 (make test sets it)"
+)
+BACKENDS = [
+    pytest.param("reference"),
+    pytest.param("cpu"),
+    pytest.param("cuda", marks=on_gpu),
+    pytest.param("triton", marks=pytest.mark.gpu if GPU else interpreted),
+]
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if GPU and backend in ("cuda", "triton") else "cpu"
 
 
 def guarded(x: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,10 +83,9 @@ def slack(case: Case, backend: str) -> torch.Tensor | float:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", ops.OPS)
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_against_float64(backend, op, dtype):
-    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
-    table = ops.load(backend)
+    device, table = device_of(backend), ops.load(backend)
     relative, absolute = TOLERANCES[DTYPES[dtype]]
     chosen = [case for case in cases(DTYPES[dtype]) if case.op == op]
     assert chosen
@@ -97,20 +99,23 @@ def test_against_float64(backend, op, dtype):
                 assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
 
 
-def test_rows_do_not_depend_on_the_batch():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS[1:3])
+def test_rows_do_not_depend_on_the_batch(backend, dtype):
     """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
-    table = ops.load("cpu")
-    for case in [c for c in cases(torch.float32) if c.op == "paged_attention"]:
-        out, q, k, v, blocks, lens, indptr, scale = case.args
-        table.paged_attention(out, q, k, v, blocks, lens, indptr, scale)
+    device, table = device_of(backend), ops.load(backend)
+    for case in [c for c in cases(DTYPES[dtype]) if c.op == "paged_attention"]:
+        args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in case.args]
+        out, q, k, v, blocks, lens, indptr, scale = args
+        table.paged_attention(*args)
         for s in range(len(lens)):
             begin, end = indptr[s].item(), indptr[s + 1].item()
             for cut in {begin, (begin + end) // 2}:
                 part = torch.empty_like(out[cut:end])
-                bounds = torch.tensor([0, end - cut], dtype=torch.int32)
+                bounds = torch.tensor([0, end - cut], dtype=torch.int32, device=device)
                 rows = (q[cut:end].clone(), k, v, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
                 table.paged_attention(part, *rows)
-                assert torch.equal(part, out[cut:end])
+                assert torch.equal(part, out[cut:end]), f"{case.name}: sequence {s} from row {cut} on"
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])

@@ -22,6 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if GPU else "cpu"
 REFERENCE = ops.load("reference")
 
+pytestmark = [pytest.mark.gpu] if GPU else []
 needs_triton = pytest.mark.skipif(not (GPU or INTERPRETED), reason="needs a GPU or TRITON_INTERPRET=1")
 on_host = pytest.mark.skipif(GPU or not INTERPRETED, reason="about CPU tensors in the interpreter")
 

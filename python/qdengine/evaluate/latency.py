@@ -1,9 +1,10 @@
-"""Offline throughput and batch-1 latency of an engine on given requests."""
+"""Offline throughput, batch-1 latency, and latency under load, of an engine on given requests."""
 
 from __future__ import annotations
 
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,9 @@ def measure(
 ) -> dict[str, Any]:
     """requests/s with all `requests` given at once, then milliseconds of the first `latency_rows` one by one.
 
-    Every phase has a namespace of its own, so that no document is warm; `warm` repeats the first phase with its
-    documents in memory, as far as the KV budget holds them. Requests with an error count in `failed` and nowhere else;
-    when all have one, the first is raised.
+    Every phase has texts and a namespace of its own, so that no document is known; `warm` repeats the first phase with
+    its documents in memory, as far as the KV budget holds them. Requests with an error count in `failed` and nowhere
+    else; when all have one, the first is raised.
     """
     stamp = time.time_ns()
 
@@ -38,7 +39,7 @@ def measure(
     times = []
     for i, request in enumerate(served[:latency_rows]):
         begin = time.perf_counter()
-        engine.summarize([{**request, "namespace": f"{stamp}-alone-{i}"}])
+        engine.summarize([_unseen(request, stamp, f"alone-{i}")])
         times.append(1e3 * (time.perf_counter() - begin))
     stats = [s.stats for s in cold if s.error is None]
     warm_stats = [s.stats for s in warm if s.error is None]
@@ -55,11 +56,60 @@ def measure(
         "output_tokens": tokens / len(served),
         "tokens_per_step": tokens / max(1, steps),
         "steps": steps / len(served),
-        "latency_ms": {
-            "p50": float(np.percentile(times, 50)),
-            "p90": float(np.percentile(times, 90)),
-            "p99": float(np.percentile(times, 99)),
-            "mean": float(np.mean(times)),
-        },
+        "drafted": float(np.mean([s.drafted for s in stats])),
+        "accepted": float(np.mean([s.accepted for s in stats])),
+        "latency_ms": _distribution(times),
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
+
+
+def under_load(
+    engine: Engine, requests: list[dict[str, Any]], rate: float, seconds: float, threads: int = 256, seed: int = 0
+) -> dict[str, Any]:
+    """Milliseconds from a request's arrival to its summary, at `rate` arrivals a second for `seconds`.
+
+    Arrivals are a Poisson process, drawn beforehand: they do not wait for the engine (open loop), and a request that no
+    thread was free to send yet has been waiting since its arrival. `requests` are taken in turn, every one with a
+    document that is new. Sequences in the engine are at most `threads`. served_per_s: those answered, over the time to
+    the last answer.
+    """
+    count = max(1, round(rate * seconds))
+    arrivals = np.random.default_rng(seed).exponential(1 / rate, count).cumsum()
+    stamp = time.time_ns()
+    times, failed = [0.0] * count, [False] * count
+    turns = iter(range(count))
+    begin = time.perf_counter()
+
+    def send() -> None:
+        for i in turns:
+            early = begin + arrivals[i] - time.perf_counter()
+            if early > 0:
+                time.sleep(early)
+            summary = engine.summarize([_unseen(requests[i % len(requests)], stamp, f"load-{i}")])[0]
+            times[i] = 1e3 * (time.perf_counter() - begin - arrivals[i])
+            failed[i] = summary.error is not None
+
+    with ThreadPoolExecutor(min(threads, count)) as pool:
+        for sender in [pool.submit(send) for _ in range(min(threads, count))]:
+            sender.result()
+    took = time.perf_counter() - begin
+    good = [ms for ms, bad in zip(times, failed, strict=True) if not bad]
+    return {
+        "rate": rate,
+        "requests": count,
+        "failed": count - len(good),
+        "served_per_s": len(good) / took,
+        "latency_ms": _distribution(good),
+    }
+
+
+def _unseen(request: dict[str, Any], stamp: int, name: str) -> dict[str, Any]:
+    """The request with a document that no cache holds, not even that of its tokens: a few characters are added."""
+    return {**request, "document": f"{request['document']}\n{stamp % 0xFFFF:x} {name}", "namespace": f"{stamp}-{name}"}
+
+
+def _distribution(times: list[float]) -> dict[str, float]:
+    if not times:
+        return {}
+    named = {f"p{q}": float(np.percentile(times, q)) for q in (50, 90, 99)}
+    return named | {"mean": float(np.mean(times))}
