@@ -188,6 +188,7 @@ def bench(
     warm_up, measured = requests[rows:] or requests[:1], requests[:rows]
     with make_engine(**engine) as opened:
         facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
+        facts["memory_bytes"] = opened.memory
         result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
         result["load"] = [
             {"share": share} | under_load(opened, measured, share * result["requests_per_s"], load_seconds)

@@ -27,9 +27,12 @@ def _check_bool(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be True or False")
 
 
+_BY_DEVICE = ("kv_bytes", "max_sequences", "max_step_tokens")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How an engine spends memory and time.
+    """How an engine spends memory and time. What is None is chosen for the device: see `sizes`.
 
     kv_bytes: memory for keys and values, in bytes.
     block_tokens: tokens of one block of that memory; documents are shared in whole blocks.
@@ -43,11 +46,11 @@ class EngineConfig:
     cuda_graphs: on a GPU, capture the forward pass for every size of step when the engine starts, and replay it.
     """
 
-    kv_bytes: int = 1 << 30
+    kv_bytes: int | None = None
     block_tokens: int = 16
     document_cache_bytes: int = 128 << 20
-    max_sequences: int = 64
-    max_step_tokens: int = 1024
+    max_sequences: int | None = None
+    max_step_tokens: int | None = None
     max_new_tokens: int = 96
     lookahead: int = 64
     adaptive_lookahead: bool = True
@@ -66,7 +69,16 @@ class EngineConfig:
             ("lookahead", 0),
         ):
             most = 2**63 - 1 if name.endswith("_bytes") else 2**31 - 1
-            _check_int(f"EngineConfig.{name}", getattr(self, name), least, most)
+            if getattr(self, name) is not None or name not in _BY_DEVICE:
+                _check_int(f"EngineConfig.{name}", getattr(self, name), least, most)
+
+    def sizes(self, gpu_free_bytes: int | None) -> tuple[int, int, int]:
+        """kv_bytes, max_sequences and max_step_tokens, with numbers for a GPU with so much free memory, or for a CPU
+        (None), where they are None: a GPU takes half of its memory, and steps that arithmetic bounds."""
+        chosen = (1 << 30, 64, 1024) if gpu_free_bytes is None else (max(1, gpu_free_bytes // 2), 256, 8192)
+        given = (self.kv_bytes, self.max_sequences, self.max_step_tokens)
+        kv_bytes, sequences, step_tokens = (b if a is None else a for a, b in zip(given, chosen, strict=True))
+        return kv_bytes, sequences, step_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Engine:
         backend: str | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.config = config or EngineConfig()
+        self.config = config = config or EngineConfig()
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
@@ -62,13 +62,15 @@ class Engine:
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
         decoder = Decoder(shape, checkpoint.weights(), table, dtype, self.device)
-        cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+        kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
+        cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)
         self._flight: Flight | None = None  # the step on its way, where steps are planned ahead
         self._scheduler = Scheduler(
-            BlockPool(cache.blocks, self.config.block_tokens), self.config.max_sequences, self.config.max_step_tokens
+            BlockPool(cache.blocks, self.config.block_tokens), self._max_sequences, self._max_step_tokens
         )
         self._documents = DocumentCache(self.config.document_cache_bytes)
         self._draft_cost = DraftCost(self.config.lookahead)
@@ -94,15 +96,21 @@ class Engine:
         config, on_gpu = self.config, self.device.type == "cuda"
         try:
             return Runner(
-                decoder, cache, list(self.checkpoint.stop_ids), config.max_sequences, config.lookahead,
-                config.max_step_tokens, lag=on_gpu,
+                decoder, cache, list(self.checkpoint.stop_ids), self._max_sequences, config.lookahead,
+                self._max_step_tokens, lag=on_gpu,
                 graphs=config.cuda_graphs and on_gpu and decoder.ops.backend != "reference",
             )  # fmt: skip
         except shortage(self.device) as error:
             raise ConfigError(
-                f"there is no memory for steps of EngineConfig.max_step_tokens = {config.max_step_tokens}, "
-                f"max_sequences = {config.max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes"
+                f"there is no memory for steps of EngineConfig.max_step_tokens = {self._max_step_tokens}, "
+                f"max_sequences = {self._max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes"
             ) from error
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: of keys and values, and of captured steps."""
+        runner = self._runner
+        return {"kv": runner.cache.nbytes, "graphs": runner.graphs.nbytes if runner.graphs else 0}
 
     def __enter__(self) -> Engine:
         return self
@@ -134,7 +142,7 @@ class Engine:
     def _finished(self, items: list[Item]) -> Iterator[tuple[int, Sequence | QdengineError]]:
         """Place and finished sequence, or error, of every item. A window of items is encoded by another thread while
         steps run over those before: that bounds memory, and lets no device wait for the tokenizer."""
-        window = self.config.max_sequences
+        window = self._max_sequences
         begins = deque(range(0, len(items), window))
         encoder = ThreadPoolExecutor(1) if len(items) > window else None
         active: dict[int, Sequence] = {}
@@ -306,7 +314,7 @@ class Engine:
                 self._time(sequence, now)
 
     def _most_drafted(self, sequence: Sequence, sequences: int) -> int:
-        if sequence.pending > self.config.max_step_tokens:
+        if sequence.pending > self._max_step_tokens:
             return 0  # its prompt takes more than this step
         if not self.config.adaptive_lookahead:
             return sequence.draft_limit

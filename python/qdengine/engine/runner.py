@@ -82,7 +82,7 @@ class Runner:
         self._filled = [0] * sequences  # blocks of each row in its table
         self._flights = 0
         self._sizes = Buckets(step_tokens)
-        self._graphs = Graphs(self._forward, self._finish, self._sizes) if graphs else None
+        self.graphs = Graphs(self._forward, self._finish, self._sizes) if graphs else None
 
     def admit(self, sequences: list[Sequence]) -> None:
         """Fill the sequences' rows of the arrays."""
@@ -129,13 +129,13 @@ class Runner:
         if self.lag:
             drafts = min(drafts, sum(e.drafted for e in entries))
             tokens, rows = self._sizes(min(known + drafts, self._step_tokens), min(writers + drafts, self._step_tokens))
-            logits = (self._graphs.forward if self._graphs else self._forward)(tokens, rows)
+            logits = (self.graphs.forward if self.graphs else self._forward)(tokens, rows)
         else:
             self._pack(self._step_tokens, self._step_tokens)
             tokens, rows = int(self._q_indptr[-1]), int(self._row_indptr[-1])
             logits = self._run(tokens, rows)
         sample(self._sampled, logits, self._row_indptr, entries)
-        (self._graphs.finish if self._graphs else self._finish)()
+        (self.graphs.finish if self.graphs else self._finish)()
         self._result.fetch(copy)
         return Flight(entries, copy, tokens, began, self._now())
 

@@ -29,6 +29,7 @@ class KVCache:
                 f"EngineConfig.kv_bytes is {kv_bytes}, less than one block of {block_tokens} tokens "
                 f"({self.block_bytes} bytes for this model in {dtype}); raise it"
             )
+        self.nbytes = self.blocks * self.block_bytes
         shape = (config.layers, self.blocks, block_tokens, config.kv_heads, config.head_width)
         # Not cleared: pages that no sequence has touched cost no memory on a CPU.
         try:
