@@ -74,10 +74,11 @@ class BlockPool {
 
   std::vector<int32_t> acquire(const Keys& keys, int64_t count) {
     std::vector<int32_t> taken;
-    for (int64_t i = 0, held = known(keys, count); i < held; ++i) {
-      const int32_t block = known_.at(keys[i]);
-      if (refs_[block]++ == 0) unlink(block);
-      taken.push_back(block);
+    for (int64_t i = 0; i < count && i < static_cast<int64_t>(keys.size()); ++i) {
+      const auto found = known_.find(keys[i]);
+      if (found == known_.end()) break;
+      if (refs_[found->second]++ == 0) unlink(found->second);
+      taken.push_back(found->second);
     }
     return taken;
   }
