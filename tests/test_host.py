@@ -94,13 +94,16 @@ def test_expectations_are_counted() -> None:
     keys = pool.keys("", np.arange(4, dtype=np.int32))
     pool.expect(keys, 1)
     pool.expect(keys, 2)
-    assert [pool.expected(keys, i) for i in range(5)] == [False, True, True, True, False]
-    pool.publish(keys, 1, pool.allocate(2))
-    assert [pool.expected(keys, i) for i in range(4)] == [False, False, True, True]
+    pool.expect(keys, 2)
+    pool.expect(keys, 4)
+    assert [pool.expected(keys, i) for i in range(5)] == [False, True, True, False, False]
+    pool.give_up(keys, 1)
     pool.give_up(keys, 2)
-    assert [pool.expected(keys, i) for i in range(4)] == [False, False, False, True]
+    pool.give_up(keys, 3)
+    assert [pool.expected(keys, i) for i in range(5)] == [False, False, True, False, False]
+    pool.allocate(3)
     pool.release_all()
-    assert not pool.expected(keys, 3) and pool.available == 8
+    assert not pool.expected(keys, 2) and pool.available == 8
 
 
 def test_wrong_calls_are_refused() -> None:

@@ -26,6 +26,7 @@ class BlockPool {
       : block_tokens_(block_tokens), secret_(secret), refs_(blocks), key_(blocks), next_(blocks + 1), previous_(blocks + 1) {
     for (int32_t block = blocks; block-- > 0;) free_.push_back(block);
     next_[blocks] = previous_[blocks] = blocks;  // the list's end, in both directions
+    known_.reserve(blocks);
   }
 
   int32_t block_tokens() const { return block_tokens_; }
@@ -83,12 +84,14 @@ class BlockPool {
     return taken;
   }
 
-  void expect(const Keys& keys, int64_t begin) {
-    for (size_t i = begin; i < keys.size(); ++i) ++expected_[keys[i]];
+  void expect(const Keys& keys, int64_t index) {
+    if (index < static_cast<int64_t>(keys.size())) ++expected_[keys[index]];
   }
 
-  void give_up(const Keys& keys, int64_t begin) {
-    for (size_t i = begin; i < keys.size(); ++i) arrived(keys[i]);
+  void give_up(const Keys& keys, int64_t index) {
+    if (index >= static_cast<int64_t>(keys.size())) return;
+    const auto found = expected_.find(keys[index]);
+    if (found != expected_.end() && --found->second == 0) expected_.erase(found);
   }
 
   bool expected(const Keys& keys, int64_t index) const {
@@ -100,7 +103,6 @@ class BlockPool {
     for (size_t i = 0; i < blocks.size(); ++i) {
       const Key& key = keys[begin + i];
       if (known_.emplace(key, blocks[i]).second) key_.at(blocks[i]) = key;
-      arrived(key);
     }
   }
 
@@ -129,11 +131,6 @@ class BlockPool {
   }
 
   int32_t end() const { return blocks(); }
-
-  void arrived(const Key& key) {
-    const auto found = expected_.find(key);
-    if (found != expected_.end() && --found->second == 0) expected_.erase(found);
-  }
 
   void link(int32_t block) {  // as the most recently used
     const int32_t last = previous_[end()];

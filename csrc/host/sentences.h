@@ -62,6 +62,7 @@ inline int32_t skip_space(const Text& text, int32_t i) {
 // Chinese one, and a line's end, always.
 inline int32_t sentence_end(const Text& text, int32_t i) {
   const Py_UCS4 c = text[i];
+  if ((c >= U'A' && c <= U'z') || c == U' ') return i;  // almost every character of Latin text
   if (c == U'\n') return i + 1;
   if (one_of(c, U"。！？")) return skip(text, skip(text, i, U"。！？"), U"”’」』）");
   if (!one_of(c, U".!?…")) return i;
@@ -77,7 +78,8 @@ inline std::vector<int32_t> sentence_starts(const Text& text) {
     const int32_t end = sentence_end(text, i);
     if (end == i) {
       // A run of stops that ends nothing is left behind whole.
-      i = one_of(text[i], U".!?…") ? skip(text, i, U".!?…") : i + 1;
+      const int32_t run = skip(text, i, U".!?…");
+      i = run > i ? run : i + 1;
       continue;
     }
     i = skip_space(text, end);

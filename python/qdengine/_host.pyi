@@ -22,8 +22,8 @@ class BlockPool:
     """Who owns which block of KV memory: pure bookkeeping. Not for several threads at a time.
 
     A block is *free*, *held* (one or more sequences refer to it) or *idle* (nobody refers to it, but its contents are a
-    known piece of a document, kept until the memory is wanted: least recently used first). A key is *expected* while a
-    sequence that computes it runs.
+    known piece of a document, kept until the memory is wanted: least recently used first). A key is *expected* while it
+    is the next one that a running sequence will publish.
     """
 
     blocks: int
@@ -45,11 +45,11 @@ class BlockPool:
     def acquire(self, keys: Keys, count: int) -> list[int]:
         """The blocks of the leading keys that are known, at most `count`, with one more holder each."""
 
-    def expect(self, keys: Keys, begin: int) -> None:
-        """Say that the keys from `begin` on are being computed."""
+    def expect(self, keys: Keys, index: int) -> None:
+        """Say that key `index`, if there is one, is being computed."""
 
-    def give_up(self, keys: Keys, begin: int) -> None:
-        """Say that the keys from `begin` on are not, after all."""
+    def give_up(self, keys: Keys, index: int) -> None:
+        """Take back one `expect`."""
 
     def expected(self, keys: Keys, index: int) -> bool:
         """Whether key `index` is there and is being computed."""

@@ -207,6 +207,8 @@ class Scheduler:
         begin, whole = sequence.published, min(computed // self.block_tokens, len(sequence.keys))
         if whole > begin:
             self.pool.publish(sequence.keys, begin, sequence.blocks[begin:whole])
+            self.pool.give_up(sequence.keys, begin)
+            self.pool.expect(sequence.keys, whole)
             sequence.published = whole
 
     def _known_blocks(self, sequence: Sequence) -> int:
