@@ -62,7 +62,6 @@ inline int32_t skip_space(const Text& text, int32_t i) {
 // Chinese one, and a line's end, always.
 inline int32_t sentence_end(const Text& text, int32_t i) {
   const Py_UCS4 c = text[i];
-  if ((c >= U'A' && c <= U'z') || c == U' ') return i;  // almost every character of Latin text
   if (c == U'\n') return i + 1;
   if (one_of(c, U"。！？")) return skip(text, skip(text, i, U"。！？"), U"”’」』）");
   if (!one_of(c, U".!?…")) return i;
@@ -70,11 +69,18 @@ inline int32_t sentence_end(const Text& text, int32_t i) {
   return end < text.size() && text.space(end) ? end : i;
 }
 
+// Almost every character of Latin text, none of which ends a sentence.
+inline bool plain(Py_UCS4 c) { return (c >= U'A' && c <= U'z') || c == U' ' || c == U','; }
+
 inline std::vector<int32_t> sentence_starts(const Text& text) {
   const int32_t first = skip_space(text, 0);
   std::vector<int32_t> starts;
   if (first < text.size()) starts.push_back(first);
   for (int32_t i = first; i < text.size();) {
+    if (plain(text[i])) {
+      ++i;
+      continue;
+    }
     const int32_t end = sentence_end(text, i);
     if (end == i) {
       // A run of stops that ends nothing is left behind whole.
