@@ -14,6 +14,10 @@ import tokenizers
 from .errors import CheckpointError
 
 
+_SPACES = ("Ġ", "▁")
+"""A space at a token's beginning, as byte-level and SentencePiece vocabularies write it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """ids: int32 [T]; offsets: int32 [T, 2], the characters [begin, end) of each token in the text."""
@@ -68,6 +72,21 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
+
+    def twins(self, size: int) -> np.ndarray:
+        """int32 [size]: for each of so many tokens the one that has a space before it where this one has none, and the
+        other way round; itself for none, -1 for white space."""
+        twins = np.arange(size, dtype=np.int32)
+        vocabulary = self._tokenizer.get_vocab()
+        for token, i in vocabulary.items():
+            for space in _SPACES:
+                other = vocabulary.get(space + token, size)
+                if max(i, other) < size and not token.startswith(_SPACES):
+                    twins[i], twins[other] = other, i
+        texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)
+        blank = [i for i, text in enumerate(texts[:size]) if not text.strip()]
+        twins[blank] = -1
+        return twins
 
     @property
     def vocab_size(self) -> int:
