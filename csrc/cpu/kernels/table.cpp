@@ -11,12 +11,13 @@ void gelu(const ActivationArgs&, Stream);
 void rope_append(const RopeAppendArgs&, Stream);
 void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
+void allowed_argmax(const AllowedArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, rope_append, paged_attention,
-                       greedy_argmax, ngram_propose, verify_draft, pack_step};
+                       greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step};
 
 }  // namespace qdengine::QDENGINE_ISA

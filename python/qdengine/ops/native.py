@@ -11,6 +11,7 @@ try:
     from .._native import (
         add_layer_norm,
         add_rms_norm,
+        allowed_argmax,
         build_info,
         gelu,
         greedy_argmax,
@@ -48,11 +49,12 @@ def require_cuda() -> None:
         raise BackendError("torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'")
 
 
-from .reference import admit_rows, allowed_argmax, commit_step, pack_step  # until the compiled ones have the new contract
+from .reference import admit_rows, commit_step, pack_step  # until the compiled ones have the new contract
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "allowed_argmax",
     "build_info",
     "gelu",
     "greedy_argmax",
