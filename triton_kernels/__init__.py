@@ -8,11 +8,13 @@ from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .pack_step import pack_step
 from .paged_attention import paged_attention
 from .rope_append import rope_append
+from .span import allowed_argmax
 
 __all__ = [
     "MAX_WIDTH",
     "add_layer_norm",
     "add_rms_norm",
+    "allowed_argmax",
     "gelu",
     "greedy_argmax",
     "layer_norm",

@@ -66,7 +66,9 @@ def settled(prompt: Prompt, document: str, output: np.ndarray, break_id: int) ->
 
 def _pieces(output: np.ndarray, break_id: int) -> list[np.ndarray]:
     """The runs of tokens between breaks."""
-    return [output[list(run)] for broken, run in groupby(range(len(output)), lambda i: output[i] == break_id) if not broken]
+    return [
+        output[list(run)] for broken, run in groupby(range(len(output)), lambda i: output[i] == break_id) if not broken
+    ]
 
 
 def _places(prompt: Prompt, piece: np.ndarray) -> list[int]:

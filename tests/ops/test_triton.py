@@ -94,6 +94,7 @@ ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
         ("rope_append", (Q, KV[:, ::2], *ROPE[2:], None, None, None, None, 1e-6), "k_cache: expected a contiguous te"),
         ("paged_attention", (Q, Q, KV[:, :, :0], KV[:, :, :0], TABLES, I32[:1], I32, 1.0), "4 query heads into groups"),
         ("paged_attention", (Q, Q, KV, KV, TABLES, I32[:1], I32[:1], 1.0), r"indptr: expected shape \[2\], got \[1\]"),
+        ("allowed_argmax", (I32, F32, TABLES[0], *(TABLES,) * 4, I32, I32, I32, 0), r"tokens: expected shape \[2, any\]"),
         ("ngram_propose", (TABLES.long(), *(I32,) * 5), "ngram_propose: drafts: expected int32, got int64"),
         ("verify_draft", (TABLES, I32[:1], TABLES, *(I32,) * 3), r"verify_draft: out: expected shape \[1, 4\]"),
     ],
@@ -279,7 +280,7 @@ def test_compiles(tmp_path, arch):
     done = subprocess.run([sys.executable, __file__, str(arch)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shared = dict(line.split() for line in done.stdout.splitlines())
-    kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_propose", "_verify"}
+    kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_allowed", "_propose", "_verify"}
     assert set(shared) == {f"{name}_kernel" for name in kernels}
     assert max(map(int, shared.values())) <= {80: 163, 89: 99, 90: 227}[arch] * 1024
 
@@ -328,6 +329,8 @@ def launches():
         yield "silu_mul", (up[:, :1536], up)
         yield "gelu", (up, up)
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
+        arrays = (index(4, 512), index(4, 512), index(4, 4), index(4, 64), index(4), index(49152), index(2))
+        yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)
         for heads, groups, width, size in ((9, 3, 64, 16), (32, 8, 128, 16), (8, 1, 256, 5)):
             if dtype == torch.float16 and width != 64:
                 continue

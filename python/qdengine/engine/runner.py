@@ -66,7 +66,9 @@ class Runner:
         self._sampled = zeros(step_tokens)
         row, blocks = (sequences,), -(-capacity // cache.block_tokens)
         self._plan = Mirror(
-            {"most": row, "limits": row, "reach": row, "verbatim": row, "block_tables": (sequences, blocks)}, self.device, _IN_FLIGHT
+            {"most": row, "limits": row, "reach": row, "verbatim": row, "block_tables": (sequences, blocks)},
+            self.device,
+            _IN_FLIGHT,
         )
         self._result = Mirror(
             {"out": (sequences, draft + 1), "out_lens": row, "kept": row, "finished": row, "drafted": row},

@@ -26,7 +26,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 try:
     from .attention import paged_attention, rope_append
-    from .decide import greedy_argmax, ngram_propose, pack_step, verify_draft
+    from .decide import allowed_argmax, greedy_argmax, ngram_propose, pack_step, verify_draft
     from .rows import add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, silu_mul
 except ImportError as error:
     raise BackendError(
@@ -36,6 +36,7 @@ except ImportError as error:
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "allowed_argmax",
     "gelu",
     "greedy_argmax",
     "layer_norm",
