@@ -183,7 +183,7 @@ def allowed_argmax(
         return
     block = triton.next_power_of_2(min(max(tokens.shape[1], 1), BLOCK))
     _allowed_kernel[(rows,)](
-        chosen, logits, row_indptr, tokens, ranks, bounds, drafts, verbatim, twins, stop_ids, break_id, sequences, vocab,
-        tokens.shape[1], drafts.shape[1], len(stop_ids), logits.stride(0), tokens.stride(0), ranks.stride(0),
+        chosen, logits, row_indptr, tokens, ranks, bounds, drafts, verbatim, twins, stop_ids, break_id, sequences,
+        vocab, tokens.shape[1], drafts.shape[1], len(stop_ids), logits.stride(0), tokens.stride(0), ranks.stride(0),
         drafts.stride(0), BLOCK=block, **OPTIONS,
     )  # fmt: skip

@@ -13,8 +13,7 @@ import tokenizers
 
 from .errors import CheckpointError
 
-
-_SPACES = ("Ġ", "▁")
+_SPACES = "Ġ▁"
 """A space at a token's beginning, as byte-level and SentencePiece vocabularies write it."""
 
 
@@ -79,13 +78,11 @@ class Tokenizer:
         twins = np.arange(size, dtype=np.int32)
         vocabulary = self._tokenizer.get_vocab()
         for token, i in vocabulary.items():
-            for space in _SPACES:
-                other = vocabulary.get(space + token, size)
-                if max(i, other) < size and not token.startswith(_SPACES):
-                    twins[i], twins[other] = other, i
+            other = vocabulary.get(token[1:], size) if token[0] in _SPACES and token[1:2] not in _SPACES else size
+            if max(i, other) < size:
+                twins[i], twins[other] = other, i
         texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)
-        blank = [i for i, text in enumerate(texts[:size]) if not text.strip()]
-        twins[blank] = -1
+        twins[[i for i, text in enumerate(texts[:size]) if not text.strip()]] = -1
         return twins
 
     @property

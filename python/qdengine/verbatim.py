@@ -7,8 +7,7 @@ are one again here.
 
 from __future__ import annotations
 
-import os
-from itertools import groupby
+import itertools
 
 import numpy as np
 
@@ -60,14 +59,21 @@ def settled(prompt: Prompt, document: str, output: np.ndarray, break_id: int) ->
     places = _places(prompt, pieces[-1])
     # A tokenizer that folds characters may give the same tokens to places that differ.
     ends = [_characters(prompt, document, place, len(pieces[-1])) for place in places]
-    opened = os.path.commonprefix([document[begin:end] for begin, end in ends])
+    opened = _common_prefix([document[begin:end] for begin, end in ends])
     return JOINER.join([part for part in (text(document, closed), opened) if part])
+
+
+def _common_prefix(texts: list[str]) -> str:
+    same = itertools.takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False))
+    return "".join(characters[0] for characters in same)
 
 
 def _pieces(output: np.ndarray, break_id: int) -> list[np.ndarray]:
     """The runs of tokens between breaks."""
     return [
-        output[list(run)] for broken, run in groupby(range(len(output)), lambda i: output[i] == break_id) if not broken
+        output[list(run)]
+        for broken, run in itertools.groupby(range(len(output)), lambda i: output[i] == break_id)
+        if not broken
     ]
 
 

@@ -152,7 +152,7 @@ ALLOWED = (I32[:, 0].clone(), F32, I32[0, :3], I32, I32, I32, I32, I32[0, :2])
         ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
         ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
-        ("allowed_argmax", (*ALLOWED, I32[0, :2], I32[0], 0), r"allowed_argmax: twins: expected shape \[8\], got \[2\]"),
+        ("allowed_argmax", (*ALLOWED, I32[0, :2], I32[0], 0), r"argmax: twins: expected shape \[8\], got \[2\]"),
         ("allowed_argmax", (*ALLOWED, I32.view(8), I32[0, :0], 0), "stop_ids: expected at least one id"),
     ],
 )  # fmt: skip

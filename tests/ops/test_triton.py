@@ -94,7 +94,7 @@ ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
         ("rope_append", (Q, KV[:, ::2], *ROPE[2:], None, None, None, None, 1e-6), "k_cache: expected a contiguous te"),
         ("paged_attention", (Q, Q, KV[:, :, :0], KV[:, :, :0], TABLES, I32[:1], I32, 1.0), "4 query heads into groups"),
         ("paged_attention", (Q, Q, KV, KV, TABLES, I32[:1], I32[:1], 1.0), r"indptr: expected shape \[2\], got \[1\]"),
-        ("allowed_argmax", (I32, F32, TABLES[0], *(TABLES,) * 4, I32, I32, I32, 0), r"tokens: expected shape \[2, any\]"),
+        ("allowed_argmax", (I32, F32, TABLES[0], *(TABLES,) * 4, I32, I32, I32, 0), r"tokens: expected shape \[2, any"),
         ("ngram_propose", (TABLES.long(), *(I32,) * 5), "ngram_propose: drafts: expected int32, got int64"),
         ("verify_draft", (TABLES, I32[:1], TABLES, *(I32,) * 3), r"verify_draft: out: expected shape \[1, 4\]"),
     ],

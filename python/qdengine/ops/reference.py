@@ -190,8 +190,8 @@ def allowed_argmax(
         written = row[output:length] + drafts[s].tolist()
         document = _Document(row[:end], rank[:end], begin, pairs, break_id)
         for k, r in enumerate(range(indptr[s], indptr[s + 1])):
-            worth = _wide(logits[r])
-            worth = torch.where(worth.isnan(), -math.inf, worth).tolist()
+            wide = _wide(logits[r])
+            worth = torch.where(wide.isnan(), -math.inf, wide).tolist()
             context = written[: max(length - output, 0) + k]
             allowed = _allowed(document, context, stops, worth)
             chosen[r] = max(allowed, key=lambda token: (allowed[token], -token), default=stops[0])
