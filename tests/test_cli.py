@@ -17,7 +17,7 @@ from qdengine.cli import main
 from qdengine.errors import BackendError
 from tiny import TEXT, tiny_bundle, tiny_gguf, tiny_hf_folder
 
-KEYS = ["id", "summary", "finish_reason", "truncated", "stats", "error"]
+KEYS = ["id", "summary", "spans", "finish_reason", "truncated", "stats", "error"]
 
 
 @pytest.fixture(scope="module")

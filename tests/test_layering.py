@@ -34,6 +34,7 @@ TORCH_FREE = [
     "errors.py",
     "jsonl.py",
     "summarize_file.py",
+    "verbatim.py",
     "evaluate/latency.py",
 ]
 

@@ -17,7 +17,7 @@ from commands import fails, fine, model_options, questions, run, write_rows
 from qdengine import Engine, jsonl
 from tiny import TEXT, tiny_bundle
 
-KEYS = ["id", "summary", "finish_reason", "truncated", "stats", "error", "digest"]
+KEYS = ["id", "summary", "spans", "finish_reason", "truncated", "stats", "error", "digest"]
 SUFFIXES = pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
 BEGIN = b'{"id": '
 

@@ -33,34 +33,38 @@ def text(document: str, spans: list[Span]) -> str:
 def spans(prompt: Prompt, document: str, output: np.ndarray, break_id: int) -> list[Span]:
     """The spans of `output` (int32, what a verbatim sequence wrote), not empty, white space at their ends left out.
 
-    Where several places have the same tokens, the one behind the span before is meant, else that of the highest rank,
-    else the latest.
+    Where several places have the same tokens, one where a sentence ends with them is meant; of these the one that only a
+    break parts from the span before, else that of the highest rank, else the latest.
     """
     found: list[Span] = []
     behind = -1
     for piece in _pieces(output, break_id):
-        places = _places(prompt, piece)
-        place = max(places, key=lambda place: (place == behind, prompt.ranks[place], place))
-        behind = place + len(piece) + 1
-        begin, end = _characters(prompt, document, place, len(piece))
+        count = len(piece)
+        place = max(
+            _places(prompt, piece),
+            key=lambda place: (_ends(prompt, document, place + count), place == behind, prompt.ranks[place], place),
+        )
+        broken = prompt.ids[place + count : place + count + 1].tolist() == [break_id]
+        behind = place + count + 1 if broken else -1
+        begin, end = _characters(prompt, document, place, count)
+        if begin == end:
+            continue
         if found and document[found[-1][1] : begin] == JOINER:
             begin = found.pop()[0]
-        if begin < end:
-            found.append((begin, end))
+        found.append((begin, end))
     return found
 
 
 def settled(prompt: Prompt, document: str, output: np.ndarray, break_id: int) -> str:
     """The text that `output` has in any case, whatever follows it."""
-    pieces = _pieces(output, break_id)
-    if not pieces:
-        return ""
-    closed = spans(prompt, document, output[: len(output) - len(pieces[-1])], break_id)
-    places = _places(prompt, pieces[-1])
-    # A tokenizer that folds characters may give the same tokens to places that differ.
-    ends = [_characters(prompt, document, place, len(pieces[-1])) for place in places]
-    opened = _common_prefix([document[begin:end] for begin, end in ends])
-    return JOINER.join([part for part in (text(document, closed), opened) if part])
+    opened = max(np.flatnonzero(output == break_id).tolist(), default=-1) + 1
+    piece = output[opened:]
+    parts = [text(document, spans(prompt, document, output[:opened], break_id))]
+    if len(piece):
+        # A tokenizer that folds characters may give the same tokens to places that differ.
+        ends = [_characters(prompt, document, place, len(piece)) for place in _places(prompt, piece)]
+        parts.append(_common_prefix([document[begin:end] for begin, end in ends]))
+    return JOINER.join(part for part in parts if part)
 
 
 def _common_prefix(texts: list[str]) -> str:
@@ -82,6 +86,15 @@ def _places(prompt: Prompt, piece: np.ndarray) -> list[int]:
     document = prompt.ids[: prompt.document_end]
     starts = np.flatnonzero(prompt.ranks[: prompt.document_end - len(piece) + 1] & 1).tolist()
     return [place for place in starts if np.array_equal(document[place : place + len(piece)], piece)]
+
+
+def _ends(prompt: Prompt, document: str, place: int) -> bool:
+    """Whether a sentence ends before `place`, white space not counted."""
+    for begin, end in prompt.offsets[place - prompt.document_begin :].tolist():
+        if document[begin:end].strip() or prompt.ranks[place] & 1:
+            return bool(prompt.ranks[place] & 1)
+        place += 1
+    return True
 
 
 def _characters(prompt: Prompt, document: str, place: int, count: int) -> Span:
