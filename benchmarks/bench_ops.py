@@ -36,6 +36,13 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
         return x(rows, F), x(rows, F)
     if op == "greedy_argmax":
         return ids(min(rows, 65)), x(min(rows, 65), SHAPE.vocab_size)
+    if op == "allowed_argmax":  # of one sequence, which copies from a document of 4,000 tokens and 200 sentences
+        n, length = min(rows, 65), 4000
+        tokens, starts = ids(1, length, high=2000), (torch.arange(length) % 20 == 0).int()[None]
+        given = torch.tensor([0, n]).int(), tokens, starts, torch.tensor([[0, length, length, length]]).int()
+        twins = torch.arange(SHAPE.vocab_size, dtype=torch.int32)
+        chosen = ids(n), x(n, SHAPE.vocab_size)
+        return *chosen, *given, tokens[:, :64].clone(), ids(1, high=1) + 1, twins, ids(2), 198
     if op == "ngram_propose":  # `rows` documents of 4,000 tokens, 64 at most
         n, length = min(rows, 64), 4000
         bounds = torch.tensor([[0, length - 50, length - 20, length]] * n, dtype=torch.int32)
@@ -74,7 +81,7 @@ def work(op: str, args: tuple[Any, ...], rows: int) -> dict[str, int]:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("op", ops.OPS)
 def test_op(benchmark, backend, op, rows, dtype):
-    if backend == "reference" and op == "ngram_propose":
+    if backend == "reference" and op in ("allowed_argmax", "ngram_propose"):
         pytest.skip("a plain loop, which documents the op; it takes seconds")
     device = device_of(backend)
     args = arguments(op, ROWS[rows], DTYPES[dtype])

@@ -52,9 +52,9 @@ def test_which_of_several_places(tokenizer):
     )
     assert read(tokenizer, document, (37, 45)) == [(22, 30)]
     assert read(tokenizer, document, (31, 36), "\n", (22, 30)) == [(31, 36), (22, 30)]
-    document = "It rains.\nA fox. It rains.\nA fox.\nDogs."
-    assert read(tokenizer, document, (17, 27), (28, 35)) == [(0, 16)]
-    assert read(tokenizer, document, (0, 17), "\n", (17, 35)) == [(0, 16), (17, 34)]
+    document = "Dogs.\nRain.\nOwls.\nRain."
+    assert read(tokenizer, document, (18, 23)) == [(6, 11)]
+    assert read(tokenizer, document, (12, 23)) == [(12, 23)], "a break alone is between them"
 
 
 def folded(document: str) -> Prompt:

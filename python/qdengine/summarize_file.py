@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _BEGIN = b'{"id": '
 _FIELDS = (
-    "query", "document", "title", "max_new_tokens", "lookahead", "temperature", "top_p", "seed", "namespace", "verbatim",
+    "query", "document", "title", "max_new_tokens", "lookahead", "temperature", "top_p", "seed", "namespace",
+    "verbatim",
 )  # fmt: skip
 
 Row = dict[str, Any] | JsonlError
@@ -59,8 +60,8 @@ def valid_rows(path: str | os.PathLike[str], most: int) -> list[dict[str, Any]]:
 
 def summarize_file(engine: Engine, source: str, output: str, batch_size: int, verbatim: bool = False) -> int:
     """Write a row for every row of `source`, after those that `output` has from an interrupted run. `verbatim` is for
-    rows that do not say. Returns how many rows of the output have an error. Raises `JsonlError`, and leaves `output` as it is, when that is not the beginning
-    of this run's output."""
+    rows that do not say. Returns how many rows of the output have an error. Raises `JsonlError`, and leaves `output` as
+    it is, when that is not the beginning of this run's output."""
     if os.path.exists(output) and os.path.samefile(source, output):
         raise QdengineError("--output is the --input file; choose another name")
     total = sum(1 for _ in jsonl.read(source)) if os.path.isfile(source) else None

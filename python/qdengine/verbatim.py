@@ -33,8 +33,8 @@ def text(document: str, spans: list[Span]) -> str:
 def spans(prompt: Prompt, document: str, output: np.ndarray, break_id: int) -> list[Span]:
     """The spans of `output` (int32, what a verbatim sequence wrote), not empty, white space at their ends left out.
 
-    Where several places have the same tokens, one where a sentence ends with them is meant; of these the one that only a
-    break parts from the span before, else that of the highest rank, else the latest.
+    Where several places have the same tokens, one where a sentence ends with them is meant; of these the one that only
+    a break parts from the span before, else that of the highest rank, else the latest.
     """
     found: list[Span] = []
     behind = -1
