@@ -55,6 +55,12 @@ def test_a_file_is_summarized(bundle, model, document):
     assert row["stats"]["prompt_tokens"] == summary.stats.prompt_tokens
 
 
+def test_verbatim(model, document):
+    row = json.loads(fine("summarize", document, "--query", "rain", "--verbatim", *model))
+    assert row["spans"] and row["summary"] == "\n".join(TEXT[begin:end] for begin, end in row["spans"])
+    assert json.loads(fine("summarize", document, "--query", "rain", *model))["spans"] is None
+
+
 def test_standard_input_and_a_byte_order_mark(model, document):
     want = tokens_and_costs(json.loads(fine("summarize", document, "--query", "rain", *model)))
     for data in (TEXT.encode(), b"\xef\xbb\xbf" + TEXT.encode()):

@@ -113,6 +113,29 @@ def test_rows_do_not_depend_on_the_batch():
                 assert torch.equal(part, out[cut:end])
 
 
+def check_any_bounds(table: ops.OpTable, device: str) -> None:
+    """allowed_argmax with bounds, rows and tokens that make no sense chooses tokens that there are, in its own rows."""
+    g = torch.Generator().manual_seed(7)
+    bounds = torch.randint(-50, 60, (9, 4), generator=g, dtype=torch.int32)
+    bounds[0] = torch.tensor([-(2**31), 2**31 - 1, -(2**31), 2**31 - 1])
+    tokens = torch.randint(-1, 4, (9, 30), generator=g, dtype=torch.int32)
+    tokens[:, ::9] = 2**31 - 1
+    indptr = torch.tensor([-9, 2, 1, 5, 5, 6, 7, 9, 12, 2**31 - 1], dtype=torch.int32)
+    twins = torch.tensor([-1, 2**31 - 1, -(2**31), 1], dtype=torch.int32)
+    stops = torch.tensor([3, -1, 4], dtype=torch.int32)
+    chosen, logits = torch.full((12,), -7, dtype=torch.int32), torch.randn(12, 4, generator=g)
+    verbatim = torch.tensor([1, 1, 1, -1, 1, 1, 0, 1, 1], dtype=torch.int32)
+    args = (chosen, logits, indptr, tokens, tokens.flip(0), bounds, tokens[:, :3], verbatim, twins, stops)
+    case = Case("allowed_argmax", "any bounds", (*args, 0))
+    (got,) = run(table, case, device)
+    plain = torch.tensor([False] * 7 + [True] * 2 + [False] * 3)
+    assert ((got == -7) == plain).all() and (got[~plain] >= 0).all() and (got < 4).all()
+
+
+def test_any_bounds_are_safe():
+    check_any_bounds(ops.load("cpu"), "cpu")
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_forced_isa_passes_the_same_cases(isa):
     from qdengine import _native

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Case, cases
-from ops.test_ops import expected, run
+from ops.test_ops import check_any_bounds, expected, run
 from qdengine import Engine, EngineConfig, ops
 from qdengine.errors import BackendError
 from tiny import TEXT, tiny_bundle
@@ -204,6 +204,7 @@ def test_any_bounds_are_safe(table):
     table.verify_draft(*args)
     assert args[1].tolist() == [3, 0, 1]
     assert ((args[0].cpu() == -7) != (torch.arange(9) < args[1].cpu()[:, None])).all()
+    check_any_bounds(table, DEVICE)
 
 
 @needs_triton
@@ -257,7 +258,7 @@ def test_rows_do_not_depend_on_the_batch(table, dtype, monkeypatch):
 def test_engine(tmp_path, family):
     """The same tokens as the cpu backend, drafts, chunks and a batch included."""
     bundle = tiny_bundle(tmp_path, family)
-    batch = [{"query": "fox", "document": TEXT[:150]}, {"query": "rain", "document": TEXT[150:220]}]
+    batch = [{"query": "fox", "document": TEXT[:150]}, {"query": "rain", "document": TEXT[150:220], "verbatim": True}]
     config = EngineConfig(kv_bytes=1 << 21, max_new_tokens=8, max_step_tokens=64)
 
     def ids(backend: str) -> list[list[int]]:
