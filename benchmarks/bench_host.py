@@ -1,7 +1,7 @@
 """What the host does for a request, alone: the engine over a null model that keeps every draft and then stops.
 
 `extra_info` has microseconds of one core a request (the median of five batches, in processor time) with everything, and
-those of tokenising and of decoding text, which a library does. Cold documents are new texts, warm ones were seen before.
+those of tokenising and of decoding text, which a library does. Cold documents are new texts, warm ones known ones.
 The library has one thread. Skipped where the student is not installed.
 """
 

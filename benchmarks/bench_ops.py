@@ -90,6 +90,12 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> Arguments:
         return _ids(n), _x(dtype, n, SHAPE.vocab_size)
     if op in ("ngram_propose", "verify_draft", "pack_step", "commit_step", "admit_rows"):
         return step_arguments(op, n)
+    if op == "allowed_argmax":  # of one sequence, which copies from a document of 200 sentences
+        n, begins = min(rows, DRAFT + 1), (torch.arange(DOCUMENT) % 20 == 0).int()[None]
+        tokens, all_of_it = _ids(1, DOCUMENT, high=2000), torch.tensor([[0, DOCUMENT, DOCUMENT, DOCUMENT]]).int()
+        chosen = _ids(n), _x(dtype, n, SHAPE.vocab_size)
+        given = torch.tensor([0, n]).int(), tokens, begins, all_of_it, tokens[:, :DRAFT].clone(), _ids(1, high=1) + 1
+        return *chosen, *given, torch.arange(SHAPE.vocab_size, dtype=torch.int32), _ids(2), 198
     raise KeyError(f"{op} has no benchmark; add its arguments to benchmarks/bench_ops.py")
 
 
@@ -156,7 +162,7 @@ def main(
     rows = []
     for backend in backends or BACKENDS:
         for op, size, dtype in tqdm(cases(chosen or ops.OPS, sizes, dtypes), unit="case", disable=None):
-            if backend == "reference" and op == "ngram_propose":
+            if backend == "reference" and op in ("allowed_argmax", "ngram_propose"):
                 continue  # a plain loop, which documents the op; it takes seconds
             rows.append(measure(backend, op, size, dtype, seconds))
     for row in rows:

@@ -1,11 +1,10 @@
-"""Summarize the pages beside this file: each query's summary, where it stands in the page, and what it cost.
+"""Summarize the pages beside this file, verbatim: each query's summary, where it stands in the page, and what it cost.
 
 Run it twice to see that the second query on a page reuses the page: `python examples/demo.py`.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -19,17 +18,6 @@ QUERIES = {
 }
 
 
-def place(page: str, summary: str) -> str:
-    """Where the summary stands in the page: characters, or the share of its four-word runs that do."""
-    at = page.find(summary)
-    if summary and at >= 0:
-        return f"characters {at} to {at + len(summary)} of {len(page)}"
-    words, known = re.findall(r"\w+", summary.lower()), " ".join(re.findall(r"\w+", page.lower()))
-    runs = [" ".join(words[i : i + 4]) for i in range(len(words) - 3)]
-    share = sum(run in known for run in runs) / max(1, len(runs))
-    return f"not one run of the page; {share:.0%} of its four-word runs are the page's"
-
-
 def main() -> None:
     begin = time.perf_counter()
     with qdengine.Engine.from_pretrained("smollm2-135m") as engine:
@@ -38,16 +26,15 @@ def main() -> None:
             title, _, document = (PAGES / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
             for query in queries:
                 begin = time.perf_counter()
-                request = {"query": query, "title": title, "document": document}
+                request = {"query": query, "title": title, "document": document, "verbatim": True}
                 summary = engine.summarize([request])[0]
                 ms = 1e3 * (time.perf_counter() - begin)
                 if summary.error:
                     raise summary.error
                 stats = summary.stats
-                print(
-                    f"{title}\n  query    {query}\n  summary  {summary.text}\n"
-                    f"  place    {place(document, summary.text)}"
-                )
+                text = summary.text.replace("\n", "\n           ")
+                places = ", ".join(f"{begin} to {end}" for begin, end in summary.spans)
+                print(f"{title}\n  query    {query}\n  summary  {text}\n  place    characters {places}")
                 print(
                     f"  cost     {ms:.0f} ms, {stats.steps} steps, "
                     f"{len(summary.token_ids) / stats.steps:.1f} tokens/step, "

@@ -70,6 +70,63 @@ def argmax_cases(dtype: torch.dtype) -> list[Case]:
     return cases
 
 
+def allowed_cases(dtype: torch.dtype) -> list[Case]:
+    """Outputs and drafts that copy from the document, more or less: token 0 breaks spans, and 1 is white space."""
+    g = torch.Generator().manual_seed(6)
+    cases = []
+    # Sequences, capacity, drafts, letters of the document, vocabulary; how often a sentence starts.
+    for n, (sequences, capacity, draft, letters, vocab, often) in enumerate(
+        (
+            (0, 12, 2, 3, 4, 0.5),
+            (1, 12, 0, 3, 4, 1.0),
+            (7, 40, 5, 6, 8, 0.4),
+            (6, 90, 6, 9, 900, 0.2),
+            (3, 60, 5, 8, 6, 0),
+        )
+    ):
+        for break_id in (0, -1):
+            tokens = torch.randint(0, 2 * letters, (sequences, capacity), generator=g, dtype=torch.int32) % (
+                letters + 1
+            )
+            ranks = 6 + (torch.rand(sequences, capacity, generator=g) < often).int()
+            bounds = torch.zeros(sequences, 4, dtype=torch.int32)
+            drafts = torch.randint(-1, letters, (sequences, draft + 1), generator=g, dtype=torch.int32)[:, :draft]
+            for s in range(sequences):
+                begin, end, output = s % 3, capacity // 2 - s, capacity // 2 + s % 2
+                length = output + (5 * s) % (capacity // 2 - 1)
+                written = _copied(tokens[s, begin:end], ranks[s, begin:end], break_id, g) + [2] * capacity
+                tokens[s, output:length] = torch.tensor(written[: length - output], dtype=torch.int32)
+                if s % 5 != 3:
+                    drafts[s] = torch.tensor(written[length - output :][:draft], dtype=torch.int32)
+                bounds[s] = torch.tensor([begin, end, output, length])
+            counts = torch.randint(0, draft + 2, (sequences,), generator=g)
+            indptr = torch.cat([torch.zeros(1), counts.cumsum(0)]).int()
+            rows = int(indptr[-1]) + 2
+            logits = torch.randint(-4, 4, (rows, vocab + 3), generator=g).to(dtype)[:, :vocab]
+            logits[::5, 1], logits[::7] = torch.nan, -torch.inf
+            twins = torch.randint(-1, vocab + 1, (vocab,), generator=g, dtype=torch.int32)
+            twins[:3] = torch.tensor([0, -1, 3])
+            verbatim = (torch.arange(sequences) % 5 != 4).int()
+            stops = torch.tensor([vocab - 1, vocab, 2], dtype=torch.int32)
+            given = (indptr, tokens, ranks, bounds, drafts, verbatim, twins, stops, break_id)
+            chosen = torch.full((rows,), -7, dtype=torch.int32)
+            cases.append(Case("allowed_argmax", f"{n} {break_id}", (chosen, logits, *given)))
+    return cases
+
+
+def _copied(document: Tensor, ranks: Tensor, break_id: int, g: torch.Generator) -> list[int]:
+    """Spans of a document in any order, each with what may follow the one before."""
+    starts = torch.nonzero(ranks & 1).flatten()
+    written: list[int] = []
+    for start in starts[torch.randperm(len(starts), generator=g)].tolist():
+        ends = [*starts[starts > start].tolist(), len(document)]
+        written += document[start : ends[int(torch.randint(0, min(len(ends), 2), (1,), generator=g))]].tolist()
+        if break_id < 0:
+            return document[start:].tolist()
+        written.append(break_id)
+    return written
+
+
 def paged(batch: tuple[tuple[int, int], ...], size: int, seed: int) -> dict[str, Tensor]:
     """A block table with shuffled blocks and illegal ids in its unused tails, and what goes with it."""
     needed = [-(-length // size) for length, _ in batch]
@@ -216,4 +273,5 @@ def admit_cases() -> list[Case]:
 
 def cases(dtype: torch.dtype) -> list[Case]:
     step_cases = pack_cases() + commit_cases() + admit_cases()
-    return row_cases(dtype) + argmax_cases(dtype) + attention_cases(dtype) + draft_cases() + step_cases
+    choices = argmax_cases(dtype) + allowed_cases(dtype) + draft_cases()
+    return row_cases(dtype) + attention_cases(dtype) + choices + step_cases

@@ -17,7 +17,7 @@ from qdengine.cli import main
 from qdengine.errors import BackendError
 from tiny import TEXT, tiny_bundle, tiny_gguf, tiny_hf_folder
 
-KEYS = ["id", "summary", "finish_reason", "truncated", "stats", "error"]
+KEYS = ["id", "summary", "spans", "finish_reason", "truncated", "stats", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,12 @@ def test_a_file_is_summarized(bundle, model, document):
     assert row["summary"] != json.loads(fine(*arguments, *model))["summary"], "the title is in the prompt"
     assert set(row["stats"]) == set(summary.stats.to_dict())
     assert row["stats"]["prompt_tokens"] == summary.stats.prompt_tokens
+
+
+def test_verbatim(model, document):
+    row = json.loads(fine("summarize", document, "--query", "rain", "--verbatim", *model))
+    assert row["spans"] and row["summary"] == "\n".join(TEXT[begin:end] for begin, end in row["spans"])
+    assert json.loads(fine("summarize", document, "--query", "rain", *model))["spans"] is None
 
 
 def test_standard_input_and_a_byte_order_mark(model, document):

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "python" / "qdengine"
 # Lower layers first: a module may import its own layer and those before it.
 LAYERS = [
     {"errors", "config", "request", "jsonl"},
-    {"tokenizer", "sentences", "documents", "prompt"},
+    {"tokenizer", "sentences", "documents", "prompt", "verbatim"},
     {"ops", "evaluate"},
     {"model"},
     {"huggingface", "checkpoint"},
@@ -33,6 +33,7 @@ TORCH_FREE = [
     "errors.py",
     "jsonl.py",
     "summarize_file.py",
+    "verbatim.py",
     "evaluate/latency.py",
 ]
 

@@ -17,7 +17,7 @@ from commands import fails, fine, model_options, questions, run, write_rows
 from qdengine import Engine, jsonl
 from tiny import TEXT, tiny_bundle
 
-KEYS = ["id", "summary", "finish_reason", "truncated", "stats", "error", "digest"]
+KEYS = ["id", "summary", "spans", "finish_reason", "truncated", "stats", "error", "digest"]
 SUFFIXES = pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
 BEGIN = b'{"id": '
 
@@ -62,6 +62,18 @@ def test_rows_carry_the_options_of_requests(model, tmp_path):
     assert first["stats"]["steps"] == 2 and first["stats"]["drafted"] == 0
     assert first["finish_reason"] == second["finish_reason"] == "length"
     assert second["stats"]["steps"] + second["stats"]["accepted"] >= 5
+
+
+def test_verbatim_is_for_rows_that_do_not_say(model, tmp_path):
+    rows = [questions(1)[0], {**questions(1)[0], "verbatim": False}, {**questions(1)[0], "verbatim": "yes"}]
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    arguments = ("summarize", "--input", source, "--output", output, *model)
+    run(*arguments, "--verbatim")
+    first, second, third = jsonl.read(output)
+    assert first["spans"] and first["summary"] == "\n".join(rows[0]["document"][a:b] for a, b in first["spans"])
+    assert second["spans"] is None and second["error"] is None
+    assert third["error"]["type"] == "InvalidTypeError"
+    fails("row 1 has digest", *arguments)
 
 
 def test_bad_rows_harm_only_themselves(model, tmp_path):

@@ -99,3 +99,17 @@ def test_a_damaged_file_is_named(tmp_path, text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent\.json is missing"):
         Tokenizer.from_file(tmp_path / "absent.json")
+
+
+def test_twins_differ_by_a_space(tokenizer):
+    """Pairs, white space apart, and only as many as were asked for."""
+    size = tokenizer.vocab_size
+    texts = [tokenizer.decode([i]) for i in range(size)]
+    twins = tokenizer.twins(size + 9).tolist()
+    paired = [i for i, twin in enumerate(twins) if twin not in (i, -1)]
+    assert len(paired) > 20 and all(twins[twins[i]] == i for i in paired)
+    assert all({texts[i], texts[twins[i]]} in ({text, " " + text} for text in (texts[i], texts[i][1:])) for i in paired)
+    assert [i for i, twin in enumerate(twins) if twin < 0] == [i for i, text in enumerate(texts) if text.isspace()]
+    assert twins[size:] == [*range(size, size + 9)]
+    small = tokenizer.twins(size // 2)
+    assert len(small) == size // 2 and small.max() < size // 2

@@ -7,6 +7,7 @@ from .draft import ngram_propose, verify_draft
 from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from .paged_attention import paged_attention
 from .rope_append import rope_append
+from .span import allowed_argmax
 from .step import admit_rows, commit_step, pack_step
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "admit_rows",
+    "allowed_argmax",
     "commit_step",
     "gelu",
     "greedy_argmax",

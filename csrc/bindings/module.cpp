@@ -47,6 +47,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("paged_attention", &ops::paged_attention, py::arg("out"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"),
         py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_indptr"), py::arg("scale"), free_gil);
   m.def("greedy_argmax", &ops::greedy_argmax, py::arg("out"), py::arg("logits"), free_gil);
+  m.def("allowed_argmax", &ops::allowed_argmax, py::arg("chosen"), py::arg("logits"), py::arg("row_indptr"), py::arg("tokens"),
+        py::arg("ranks"), py::arg("bounds"), py::arg("drafts"), py::arg("verbatim"), py::arg("twins"), py::arg("stop_ids"),
+        py::arg("break_id"), free_gil);
   m.def("ngram_propose", &ops::ngram_propose, py::arg("drafts"), py::arg("draft_lens"), py::arg("tokens"),
         py::arg("ranks"), py::arg("bounds"), py::arg("limits"), free_gil);
   m.def("verify_draft", &ops::verify_draft, py::arg("out"), py::arg("out_lens"), py::arg("drafts"), py::arg("draft_lens"),

@@ -9,6 +9,7 @@ void gelu(const ActivationArgs&, Stream);
 void rope_append(const RopeAppendArgs&, Stream);
 void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
+void allowed_argmax(const AllowedArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
@@ -25,6 +26,7 @@ const Kernels* cuda_kernels() {
                                 cuda::rope_append,
                                 cuda::paged_attention,
                                 cuda::greedy_argmax,
+                                cuda::allowed_argmax,
                                 cuda::ngram_propose,
                                 cuda::verify_draft,
                                 cuda::pack_step,

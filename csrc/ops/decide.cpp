@@ -1,4 +1,4 @@
-// The ops that choose tokens: greedy_argmax, ngram_propose, verify_draft.
+// The ops that choose tokens: greedy_argmax, allowed_argmax, ngram_propose, verify_draft.
 #include "qdengine/check.h"
 #include "qdengine/kernels.h"
 #include "qdengine/ops.h"
@@ -20,6 +20,59 @@ void greedy_argmax(const Tensor& out, const Tensor& logits) {
                                      .stride = logits.stride[0],
                                      .dtype = logits.dtype},
                                     logits.stream);
+}
+
+void allowed_argmax(const Tensor& chosen, const Tensor& logits, const Tensor& row_indptr, const Tensor& tokens,
+                    const Tensor& ranks, const Tensor& bounds, const Tensor& drafts, const Tensor& verbatim, const Tensor& twins,
+                    const Tensor& stop_ids, int64_t break_id) {
+  const Check check("allowed_argmax");
+  check.shape("logits", logits, {-1, -1});
+  check.floating("logits", logits);
+  const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, logits); };
+  check.dense("chosen", chosen, {logits.dim(0)});
+  index("chosen", chosen);
+  check.dense("verbatim", verbatim, {-1});
+  index("verbatim", verbatim);
+  const int64_t sequences = verbatim.dim(0);
+  check.dense("row_indptr", row_indptr, {sequences + 1});
+  index("row_indptr", row_indptr);
+  check.shape("tokens", tokens, {sequences, -1});
+  index("tokens", tokens);
+  check.shape("ranks", ranks, {sequences, tokens.dim(1)});
+  index("ranks", ranks);
+  check.dense("bounds", bounds, {sequences, 4});
+  index("bounds", bounds);
+  check.shape("drafts", drafts, {sequences, -1});
+  index("drafts", drafts);
+  check.dense("twins", twins, {logits.dim(1)});
+  index("twins", twins);
+  check.dense("stop_ids", stop_ids, {-1});
+  index("stop_ids", stop_ids);
+  if (stop_ids.dim(0) == 0) check.fail("stop_ids", "at least one id", "none");
+  if (sequences == 0 || logits.dim(0) == 0) return;
+  kernels_for(logits).allowed_argmax({.chosen = chosen.as<int32_t>(),
+                                      .logits = logits.data,
+                                      .row_indptr = row_indptr.as<const int32_t>(),
+                                      .tokens = tokens.as<const int32_t>(),
+                                      .ranks = ranks.as<const int32_t>(),
+                                      .bounds = bounds.as<const int32_t>(),
+                                      .drafts = drafts.as<const int32_t>(),
+                                      .verbatim = verbatim.as<const int32_t>(),
+                                      .twins = twins.as<const int32_t>(),
+                                      .stop_ids = stop_ids.as<const int32_t>(),
+                                      .sequences = sequences,
+                                      .rows = logits.dim(0),
+                                      .vocab = logits.dim(1),
+                                      .capacity = tokens.dim(1),
+                                      .max_draft = drafts.dim(1),
+                                      .stops = stop_ids.dim(0),
+                                      .logits_stride = logits.stride[0],
+                                      .tokens_stride = tokens.stride[0],
+                                      .ranks_stride = ranks.stride[0],
+                                      .drafts_stride = drafts.stride[0],
+                                      .break_id = static_cast<int32_t>(break_id),
+                                      .dtype = logits.dtype},
+                                     logits.stream);
 }
 
 void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor& tokens, const Tensor& ranks,

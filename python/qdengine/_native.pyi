@@ -44,6 +44,19 @@ def paged_attention(
     scale: float,
 ) -> None: ...
 def greedy_argmax(out: Tensor, logits: Tensor) -> None: ...
+def allowed_argmax(
+    chosen: Tensor,
+    logits: Tensor,
+    row_indptr: Tensor,
+    tokens: Tensor,
+    ranks: Tensor,
+    bounds: Tensor,
+    drafts: Tensor,
+    verbatim: Tensor,
+    twins: Tensor,
+    stop_ids: Tensor,
+    break_id: int,
+) -> None: ...
 def ngram_propose(
     drafts: Tensor, draft_lens: Tensor, tokens: Tensor, ranks: Tensor, bounds: Tensor, limits: Tensor
 ) -> None: ...

@@ -84,6 +84,7 @@ def main() -> None:
 @click.option(
     "--output", type=click.Path(dir_okay=False), help="Where the rows' summaries go; an existing file is continued."
 )
+@click.option("--verbatim", is_flag=True, help="Whole sentences of the document alone, and where they stand in it.")
 @engine_options
 @click.option(
     "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Rows given to the engine at a time."
@@ -94,6 +95,7 @@ def summarize(
     title: str,
     source: str | None,
     output: str | None,
+    verbatim: bool,
     batch_size: int,
     **engine: Any,
 ) -> None:
@@ -107,7 +109,7 @@ def summarize(
 
         _check_folder(output)
         with make_engine(**engine) as opened:
-            failed = summarize_file(opened, source, output, batch_size)
+            failed = summarize_file(opened, source, output, batch_size, verbatim)
         if failed:
             click.echo(f"{failed} rows have an error; see their 'error' in {output}", err=True)
         return
@@ -122,7 +124,8 @@ def summarize(
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     with make_engine(**engine) as opened:
-        summary = opened.summarize([{"query": query, "title": title, "document": document}])[0]
+        request = {"query": query, "title": title, "document": document, "verbatim": verbatim}
+        summary = opened.summarize([request])[0]
     click.echo(jsonl.dumps(to_row(file, summary)), nl=False)  # bytes: UTF-8 whatever the terminal is set to
     if summary.error is not None:
         raise summary.error

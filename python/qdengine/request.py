@@ -21,6 +21,7 @@ class Request:
     top_p: share of the probability mass that sampling keeps, in (0, 1].
     seed: of the sampling; the same seed gives the same tokens in any batch.
     namespace: requests share a document's keys and values only within one namespace.
+    verbatim: write whole sentences of the document and nothing else; `Summary.spans` says which. Greedy alone.
     """
 
     query: str
@@ -32,6 +33,7 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     namespace: str = ""
+    verbatim: bool = False
 
     @classmethod
     def parse(cls, item: Request | Mapping[str, Any]) -> Request:
@@ -76,6 +78,10 @@ class Request:
         _check_number("top_p", self.top_p, float)
         if not 0.0 < self.top_p <= 1.0:
             raise LimitError(f"top_p is {_shown(self.top_p)}; it must be in (0, 1]")
+        if not isinstance(self.verbatim, bool):
+            raise InvalidTypeError(f"verbatim must be True or False, not {type(self.verbatim).__name__}")
+        if self.verbatim and self.temperature:
+            raise LimitError(f"temperature is {_shown(self.temperature)}; verbatim requests are greedy: it must be 0")
 
 
 _FIELDS = frozenset(f.name for f in fields(Request))
@@ -129,12 +135,15 @@ class Stats:
 class Summary:
     """The answer to one request.
 
+    spans: of a verbatim request, characters (begin, end) of its document: `text` is these pieces of it, joined by
+        "\\n". None for other requests.
     finish_reason: "stop" (the model ended it), "length" (`max_new_tokens` reached) or "error".
     truncated: the document was longer than the context and was cut at a sentence end.
     error: what was wrong with this request, or None.
     """
 
     text: str = ""
+    spans: list[tuple[int, int]] | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = "stop"
     truncated: bool = False

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
 
 _BEGIN = b'{"id": '
-_FIELDS = ("query", "document", "title", "max_new_tokens", "lookahead", "temperature", "top_p", "seed", "namespace")
+_FIELDS = (
+    "query", "document", "title", "max_new_tokens", "lookahead", "temperature", "top_p", "seed", "namespace",
+    "verbatim",
+)  # fmt: skip
 
 Row = dict[str, Any] | JsonlError
 
@@ -37,6 +40,7 @@ def to_row(identity: Any, summary: Summary) -> dict[str, Any]:
     return {
         "id": identity,
         "summary": summary.text,
+        "spans": summary.spans,
         "finish_reason": summary.finish_reason,
         "truncated": summary.truncated,
         "stats": summary.stats.to_dict(),
@@ -54,14 +58,17 @@ def valid_rows(path: str | os.PathLike[str], most: int) -> list[dict[str, Any]]:
     return rows
 
 
-def summarize_file(engine: Engine, source: str, output: str, batch_size: int) -> int:
-    """Write a row for every row of `source`, after those that `output` has from an interrupted run. Returns how many
-    rows of the output have an error. Raises `JsonlError`, and leaves `output` as it is, when that is not the beginning
-    of this run's output."""
+def summarize_file(engine: Engine, source: str, output: str, batch_size: int, verbatim: bool = False) -> int:
+    """Write a row for every row of `source`, after those that `output` has from an interrupted run. `verbatim` is for
+    rows that do not say. Returns how many rows of the output have an error. Raises `JsonlError`, and leaves `output` as
+    it is, when that is not the beginning of this run's output."""
     if os.path.exists(output) and os.path.samefile(source, output):
         raise QdengineError("--output is the --input file; choose another name")
     total = sum(1 for _ in jsonl.read(source)) if os.path.isfile(source) else None
-    rows: Iterator[tuple[int, Row]] = enumerate(jsonl.read(source), 1)
+    said = {"verbatim": True} if verbatim else {}
+    rows: Iterator[tuple[int, Row]] = enumerate(
+        (said | row if isinstance(row, dict) else row for row in jsonl.read(source)), 1
+    )
     done = failed = 0
     if os.path.isfile(output):  # a pipe or a device has no rows to go on from
         rows, done, failed = _resume(engine, rows, output)

@@ -13,6 +13,9 @@ import tokenizers
 
 from .errors import CheckpointError
 
+_SPACES = "Ġ▁"
+"""A space at a token's beginning, as byte-level and SentencePiece vocabularies write it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
@@ -68,6 +71,19 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
+
+    def twins(self, size: int) -> np.ndarray:
+        """int32 [size]: for each of so many tokens the one that has a space before it where this one has none, and the
+        other way round; itself for none, -1 for white space."""
+        twins = np.arange(size, dtype=np.int32)
+        vocabulary = self._tokenizer.get_vocab()
+        for token, i in vocabulary.items():
+            other = vocabulary.get(token[1:], size) if token[0] in _SPACES and token[1:2] not in _SPACES else size
+            if max(i, other) < size:
+                twins[i], twins[other] = other, i
+        texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)
+        twins[[i for i, text in enumerate(texts[:size]) if not text.strip()]] = -1
+        return twins
 
     @property
     def vocab_size(self) -> int:

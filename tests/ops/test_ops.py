@@ -118,6 +118,29 @@ def test_rows_do_not_depend_on_the_batch(backend, dtype):
                 assert torch.equal(part, out[cut:end]), f"{case.name}: sequence {s} from row {cut} on"
 
 
+def check_any_bounds(table: ops.OpTable, device: str) -> None:
+    """allowed_argmax with bounds, rows and tokens that make no sense chooses tokens that there are, in its own rows."""
+    g = torch.Generator().manual_seed(7)
+    bounds = torch.randint(-50, 60, (9, 4), generator=g, dtype=torch.int32)
+    bounds[0] = torch.tensor([-(2**31), 2**31 - 1, -(2**31), 2**31 - 1])
+    tokens = torch.randint(-1, 4, (9, 30), generator=g, dtype=torch.int32)
+    tokens[:, ::9] = 2**31 - 1
+    indptr = torch.tensor([-9, 2, 1, 5, 5, 6, 7, 9, 12, 2**31 - 1], dtype=torch.int32)
+    twins = torch.tensor([-1, 2**31 - 1, -(2**31), 1], dtype=torch.int32)
+    stops = torch.tensor([3, -1, 4], dtype=torch.int32)
+    chosen, logits = torch.full((12,), -7, dtype=torch.int32), torch.randn(12, 4, generator=g)
+    verbatim = torch.tensor([1, 1, 1, -1, 1, 1, 0, 1, 1], dtype=torch.int32)
+    args = (chosen, logits, indptr, tokens, tokens.flip(0), bounds, tokens[:, :3], verbatim, twins, stops)
+    case = Case("allowed_argmax", "any bounds", (*args, 0))
+    (got,) = run(table, case, device)
+    plain = torch.tensor([False] * 7 + [True] * 2 + [False] * 3)
+    assert ((got == -7) == plain).all() and (got[~plain] >= 0).all() and (got < 4).all()
+
+
+def test_any_bounds_are_safe():
+    check_any_bounds(ops.load("cpu"), "cpu")
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_forced_isa_passes_the_same_cases(isa):
     from qdengine import _native
@@ -144,7 +167,8 @@ def test_unknown_isa_is_named():
     assert "QDENGINE_ISA=mmx: expected generic, avx2 or avx512" in done.stderr
 
 
-F32 = torch.empty(2, 8)
+F32, I32 = torch.empty(2, 8), torch.zeros(2, 4, dtype=torch.int32)
+ALLOWED = (I32[:, 0].clone(), F32, I32[0, :3], I32, I32, I32, I32, I32[0, :2])
 
 
 @pytest.mark.parametrize(
@@ -156,6 +180,8 @@ F32 = torch.empty(2, 8)
         ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
         ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
+        ("allowed_argmax", (*ALLOWED, I32[0, :2], I32[0], 0), r"argmax: twins: expected shape \[8\], got \[2\]"),
+        ("allowed_argmax", (*ALLOWED, I32.view(8), I32[0, :0], 0), "stop_ids: expected at least one id"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(op, args, message):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import Case, cases
-from ops.test_ops import expected, run
+from ops.test_ops import check_any_bounds, expected, run
 from qdengine import Engine, EngineConfig, ops
 from qdengine.errors import BackendError
 from tiny import TEXT, tiny_bundle
@@ -95,6 +95,7 @@ ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
         ("rope_append", (Q, KV[:, ::2], *ROPE[2:], None, None, None, None, 1e-6), "k_cache: expected a contiguous te"),
         ("paged_attention", (Q, Q, KV[:, :, :0], KV[:, :, :0], TABLES, I32[:1], I32, 1.0), "4 query heads into groups"),
         ("paged_attention", (Q, Q, KV, KV, TABLES, I32[:1], I32[:1], 1.0), r"indptr: expected shape \[2\], got \[1\]"),
+        ("allowed_argmax", (I32, F32, TABLES[0], *(TABLES,) * 4, I32, I32, I32, 0), r"tokens: expected shape \[2, any"),
         ("ngram_propose", (TABLES.long(), *(I32,) * 5), "ngram_propose: drafts: expected int32, got int64"),
         ("verify_draft", (TABLES, I32[:1], TABLES, *(I32,) * 3), r"verify_draft: out: expected shape \[1, 4\]"),
     ],
@@ -204,6 +205,7 @@ def test_any_bounds_are_safe(table):
     table.verify_draft(*args)
     assert args[1].tolist() == [3, 0, 1]
     assert ((args[0].cpu() == -7) != (torch.arange(9) < args[1].cpu()[:, None])).all()
+    check_any_bounds(table, DEVICE)
 
 
 @needs_triton
@@ -257,7 +259,7 @@ def test_rows_do_not_depend_on_the_batch(table, dtype, monkeypatch):
 def test_engine(tmp_path, family):
     """The same tokens as the cpu backend, drafts, chunks and a batch included."""
     bundle = tiny_bundle(tmp_path, family)
-    batch = [{"query": "fox", "document": TEXT[:150]}, {"query": "rain", "document": TEXT[150:220]}]
+    batch = [{"query": "fox", "document": TEXT[:150]}, {"query": "rain", "document": TEXT[150:220], "verbatim": True}]
     config = EngineConfig(kv_bytes=1 << 21, max_new_tokens=8, max_step_tokens=64)
 
     def ids(backend: str) -> list[list[int]]:
@@ -280,7 +282,7 @@ def test_compiles(tmp_path, arch):
     done = subprocess.run([sys.executable, __file__, str(arch)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shared = dict(line.split() for line in done.stdout.splitlines())
-    kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_propose", "_verify"}
+    kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_allowed", "_propose", "_verify"}
     assert set(shared) == {f"{name}_kernel" for name in kernels}
     assert max(map(int, shared.values())) <= {80: 163, 89: 99, 90: 227}[arch] * 1024
 
@@ -329,6 +331,8 @@ def launches():
         yield "silu_mul", (up[:, :1536], up)
         yield "gelu", (up, up)
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
+        arrays = (index(4, 512), index(4, 512), index(4, 4), index(4, 64), index(4), index(49152), index(2))
+        yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)
         for heads, groups, width, size in ((9, 3, 64, 16), (32, 8, 128, 16), (8, 1, 256, 5)):
             if dtype == torch.float16 and width != 64:
                 continue

@@ -11,6 +11,7 @@ void gelu(const ActivationArgs&, Stream);
 void rope_append(const RopeAppendArgs&, Stream);
 void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
+void allowed_argmax(const AllowedArgs&, Stream);
 void ngram_propose(const ProposeArgs&, Stream);
 void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
@@ -19,6 +20,6 @@ void admit_rows(const AdmitArgs&, Stream);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, rope_append, paged_attention,
-                       greedy_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
+                       greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -58,6 +58,17 @@ struct ArgmaxArgs {
   DType dtype;
 };
 
+struct AllowedArgs {
+  int32_t* chosen;                                      // [R]
+  const void* logits;                                   // [R, V]
+  const int32_t *row_indptr, *tokens, *ranks, *bounds;  // [S + 1], [S, C], [S, C], [S, 4] dense
+  const int32_t *drafts, *verbatim, *twins, *stop_ids;  // [S, K], [S], [V], [stops]
+  int64_t sequences, rows, vocab, capacity, max_draft, stops;  // S, R, V, C, K
+  int64_t logits_stride, tokens_stride, ranks_stride, drafts_stride;
+  int32_t break_id;
+  DType dtype;
+};
+
 struct ProposeArgs {
   int32_t *drafts, *draft_lens;                      // [S, K], [S]
   const int32_t *tokens, *ranks, *bounds, *limits;   // [S, C], [S, C], [S, 4] dense, [S]
@@ -106,6 +117,7 @@ struct Kernels {
   void (*rope_append)(const RopeAppendArgs&, Stream);
   void (*paged_attention)(const AttentionArgs&, Stream);
   void (*greedy_argmax)(const ArgmaxArgs&, Stream);
+  void (*allowed_argmax)(const AllowedArgs&, Stream);
   void (*ngram_propose)(const ProposeArgs&, Stream);
   void (*verify_draft)(const VerifyArgs&, Stream);
   void (*pack_step)(const PackArgs&, Stream);

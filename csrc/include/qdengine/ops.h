@@ -18,6 +18,9 @@ void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, 
 void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                      const Tensor& block_tables, const Tensor& kv_lens, const Tensor& q_indptr, double scale);
 void greedy_argmax(const Tensor& out, const Tensor& logits);
+void allowed_argmax(const Tensor& chosen, const Tensor& logits, const Tensor& row_indptr, const Tensor& tokens,
+                    const Tensor& ranks, const Tensor& bounds, const Tensor& drafts, const Tensor& verbatim, const Tensor& twins,
+                    const Tensor& stop_ids, int64_t break_id);
 void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor& tokens, const Tensor& ranks,
                    const Tensor& bounds, const Tensor& limits);
 void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& drafts, const Tensor& draft_lens,

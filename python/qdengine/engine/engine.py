@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .. import ops, student
+from .. import ops, student, verbatim
 from .._host import BlockPool
 from ..checkpoint import Checkpoint
 from ..checkpoint import load as load_checkpoint
@@ -58,6 +58,7 @@ class Engine:
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
+        self._break_id = verbatim.break_id(self.tokenizer)
         dtype = getattr(torch, self.precision)
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
@@ -96,7 +97,8 @@ class Engine:
         config, on_gpu = self.config, self.device.type == "cuda"
         try:
             return Runner(
-                decoder, cache, list(self.checkpoint.stop_ids), self._max_sequences, config.lookahead,
+                decoder, cache, list(self.checkpoint.stop_ids), self._break_id,
+                self.tokenizer.twins(decoder.config.vocab_size), self._max_sequences, config.lookahead,
                 self._max_step_tokens, lag=on_gpu,
                 graphs=config.cuda_graphs and on_gpu and decoder.ops.backend != "reference",
             )  # fmt: skip
@@ -188,8 +190,7 @@ class Engine:
         try:
             while not made.finished:
                 self._turns.run(self._run_step, partial(_goes_on, made, made.length))
-                # A character may still lack bytes, and white space at the end may turn out to be the end.
-                text = self._text(made) if made.finished else self._text(made).rstrip("\ufffd").rstrip()
+                text = self._summary(made).text if made.finished else self._settled(made)
                 if len(text) > len(sent):
                     yield text[len(sent) :]
                     sent = text
@@ -213,6 +214,8 @@ class Engine:
 
     def _parse(self, item: Item) -> Request:
         request = Request.parse(item)
+        if request.verbatim and not self.checkpoint.stop_ids:
+            raise RequestError("the model has no stop token, which ends a verbatim summary; convert it with stop_ids")
         most = self._new_tokens(request)
         if most >= self._context:
             raise LimitError(
@@ -370,15 +373,23 @@ class Engine:
         if self._ended is not None:
             raise EngineError(self._ended)
 
-    def _text(self, sequence: Sequence) -> str:
-        return self.tokenizer.decode(sequence.output.tolist()).strip()
+    def _settled(self, sequence: Sequence) -> str:
+        """The text so far that what follows cannot change."""
+        if sequence.request.verbatim:
+            return verbatim.settled(sequence.prompt, sequence.request.document, sequence.output, self._break_id)
+        # A character may still lack bytes, and white space at the end may turn out to be the end.
+        return self.tokenizer.decode(sequence.output.tolist()).strip().rstrip("\ufffd").rstrip()
 
     def _summary(self, sequence: Sequence) -> Summary:
         if sequence.error is not None:
             return Summary.failed(sequence.error)
+        ids, document, spans = sequence.output, sequence.request.document, None
+        if sequence.request.verbatim:
+            spans = verbatim.spans(sequence.prompt, document, ids, self._break_id)
         return Summary(
-            text=self._text(sequence),
-            token_ids=sequence.output.tolist(),
+            text=self.tokenizer.decode(ids.tolist()).strip() if spans is None else verbatim.text(document, spans),
+            spans=spans,
+            token_ids=ids.tolist(),
             finish_reason=sequence.finish_reason,
             truncated=sequence.prompt.truncated,
             stats=sequence.stats,

@@ -48,12 +48,12 @@ class Runner:
 
     lag: plan a step before the one in flight is done. Steps then have the size that their plan allows for; without
     it drafting comes first, and a step has just the tokens that it needs.
-    graphs: capture the steps of every size, and replay them.
+    graphs: capture the steps of every size, and replay them. break_id, twins: of `allowed_argmax`.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, stop_ids: list[int], sequences: int, draft: int, step_tokens: int,
-        lag: bool, graphs: bool,
+        self, decoder: Decoder, cache: KVCache, stop_ids: list[int], break_id: int, twins: np.ndarray, sequences: int,
+        draft: int, step_tokens: int, lag: bool, graphs: bool,
     ) -> None:  # fmt: skip
         self.decoder, self.cache, self.lag, self.device = decoder, cache, lag, decoder.device
         self._ops, self._step_tokens, self._draft = decoder.ops, step_tokens, draft
@@ -66,12 +66,15 @@ class Runner:
         self._bounds, self._computed, self._ends = zeros(sequences, 4), zeros(sequences), zeros(sequences)
         self._drafts, self._draft_lens = zeros(sequences, draft), zeros(sequences)
         self._stop_ids = torch.tensor(stop_ids, dtype=torch.int32, device=self.device)
+        self._break_id, self._twins = break_id, torch.from_numpy(twins).to(self.device)
         self._ids, self._positions, self._slots, self._rows = (zeros(step_tokens) for _ in range(4))
         self._kv_lens, self._q_indptr, self._row_indptr = zeros(sequences), zeros(sequences + 1), zeros(sequences + 1)
         self._sampled = zeros(step_tokens)
         row, blocks = (sequences,), -(-capacity // cache.block_tokens)
         self._plan = Mirror(
-            {"most": row, "limits": row, "reach": row, "block_tables": (sequences, blocks)}, self.device, _IN_FLIGHT
+            {"most": row, "limits": row, "reach": row, "verbatim": row, "block_tables": (sequences, blocks)},
+            self.device,
+            _IN_FLIGHT,
         )
         self._result = Mirror(
             {"out": (sequences, draft + 1), "out_lens": row, "kept": row, "finished": row, "drafted": row},
@@ -134,6 +137,8 @@ class Runner:
             self._pack(self._step_tokens, self._step_tokens)
             tokens, rows = int(self._q_indptr[-1]), int(self._row_indptr[-1])
             logits = self._run(tokens, rows)
+        if any(entry.writes and entry.sequence.request.verbatim for entry in entries):
+            self._allow(logits)
         sample(self._sampled, logits, self._row_indptr, entries)
         (self.graphs.finish if self.graphs else self._finish)()
         self._result.fetch(copy)
@@ -170,6 +175,7 @@ class Runner:
         for entry in entries:
             sequence, row = entry.sequence, entry.sequence.row
             plan["most"][row], plan["limits"][row], plan["reach"][row] = entry.new, entry.drafted, entry.reach
+            plan["verbatim"][row] = sequence.request.verbatim
             filled, blocks = self._filled[row], sequence.blocks
             if filled < len(blocks):
                 self._tables[row, filled : len(blocks)] = blocks[filled:]
@@ -206,6 +212,13 @@ class Runner:
         logits = self.decoder.forward(inputs, self.cache)
         self._ops.greedy_argmax(self._sampled[:rows], logits)
         return logits
+
+    def _allow(self, logits: Tensor) -> None:
+        """The choice of verbatim sequences, among what they may write. Steps without any are spared it."""
+        self._ops.allowed_argmax(
+            self._sampled[: len(logits)], logits, self._row_indptr, self._tokens, self._ranks, self._bounds,
+            self._drafts, self._plan.device["verbatim"], self._twins, self._stop_ids, self._break_id,
+        )  # fmt: skip
 
     def _finish(self) -> None:
         """What the model wrote, to the arrays."""

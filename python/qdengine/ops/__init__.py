@@ -27,6 +27,7 @@ class OpTable:
     rope_append: Op
     paged_attention: Op
     greedy_argmax: Op
+    allowed_argmax: Op
     ngram_propose: Op
     verify_draft: Op
     pack_step: Op

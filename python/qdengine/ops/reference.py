@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,6 +147,111 @@ def greedy_argmax(out: Tensor, logits: Tensor) -> None:
     # torch.max does not promise which of several maxima it returns.
     best = clean == clean.amax(-1, keepdim=True)
     out.copy_(best.to(torch.int8).argmax(-1))
+
+
+def allowed_argmax(
+    chosen: Tensor,
+    logits: Tensor,
+    row_indptr: Tensor,
+    tokens: Tensor,
+    ranks: Tensor,
+    bounds: Tensor,
+    drafts: Tensor,
+    verbatim: Tensor,
+    twins: Tensor,
+    stop_ids: Tensor,
+    break_id: int,
+) -> None:
+    """Choose again for sequences that are verbatim: among the tokens that go on with whole sentences of the document.
+
+    chosen: int32 [R] in and out, the choice of every row; those of a sequence with verbatim[s] != 0 (int32 [S]) are
+    replaced, the others are left as they are. logits: [R, V]. row_indptr: int32 [S + 1], rows of each sequence, K + 1
+    at most. tokens, ranks: int32 [S, C], bounds: int32 [S, 4], as in `ngram_propose`; drafts: int32 [S, K].
+
+    Row k stands behind the output and the first k drafted tokens, its context. What follows the last `break_id` (int,
+    -1 for none) there is the open span. A place is a sentence start of the document (the lowest bit of its rank) whose
+    tokens from there on begin with the open span. A sentence may end before the next start, before a break_id and at
+    the document's end, white space ahead of these not counted. One that the context has, up to where it may end, is
+    not begun again: what stands before the open span forbids places, and the whole context forbids to go on into it.
+
+    Allowed are, and NaN counts as -inf, ties go to the lowest id:
+
+    - the token that a place goes on with, break_id only where the open span is not empty. Where it is empty, a token
+      counts as much as its twin does if that is more;
+    - break_id and stop_ids (int32 [1 or more]) behind an open span which may end there, and stop_ids behind a break_id.
+
+    Nothing allowed: stop_ids[0]. twins: int32 [V], the token that has a space before it where this one has none, and
+    the other way round; itself for none, -1 for white space. Tokens outside [0, V) are never allowed.
+    """
+    indptr, stops, pairs = row_indptr.tolist(), stop_ids.tolist(), twins.tolist()
+    for s in torch.nonzero(verbatim).flatten().tolist():
+        row, rank = tokens[s].tolist(), ranks[s].tolist()
+        begin, end, output, length = bounds[s].tolist()
+        written = row[output:length] + drafts[s].tolist()
+        document = _Document(row[:end], rank[:end], begin, pairs, break_id)
+        for k, r in enumerate(range(indptr[s], indptr[s + 1])):
+            wide = _wide(logits[r])
+            worth = torch.where(wide.isnan(), -math.inf, wide).tolist()
+            context = written[: max(length - output, 0) + k]
+            allowed = _allowed(document, context, stops, worth)
+            chosen[r] = max(allowed, key=lambda token: (allowed[token], -token), default=stops[0])
+
+
+class _Document(NamedTuple):
+    """What `allowed_argmax` copies from: tokens[begin:]."""
+
+    tokens: list[int]
+    ranks: list[int]
+    begin: int
+    twins: list[int]
+    break_id: int
+
+    def starts(self, place: int) -> bool:
+        return place < len(self.tokens) and bool(self.ranks[place] & 1)
+
+    def ends(self, place: int) -> bool:
+        """Whether a sentence may end before `place`."""
+        while place < len(self.tokens) and self.tokens[place] != self.break_id and self._blank(self.tokens[place]):
+            place += 1
+        return place >= len(self.tokens) or self.starts(place) or self.tokens[place] == self.break_id
+
+    def written(self, place: int, context: list[int]) -> bool:
+        """Whether `context` has the sentence at `place`."""
+        for i in range(len(context)):
+            t = 0
+            while i + t < len(context) and place + t < len(self.tokens) and context[i + t] == self.tokens[place + t]:
+                t += 1
+                if self.ends(place + t):
+                    return True
+        return False
+
+    def _blank(self, token: int) -> bool:
+        return 0 <= token < len(self.twins) and self.twins[token] < 0
+
+
+def _allowed(document: _Document, context: list[int], stops: list[int], worth: list[float]) -> dict[int, float]:
+    """The tokens allowed behind `context`, with their worth."""
+    opened = next((i for i in range(len(context), 0, -1) if context[i - 1] == document.break_id), 0)
+    closed, span = context[:opened], context[opened:]
+    found: list[tuple[int, float]] = []
+    may_end = False
+    for place in filter(document.starts, range(document.begin, len(document.tokens))):
+        e = place + len(span)
+        if document.tokens[place:e] != span or document.written(place, closed):
+            continue
+        may_end |= document.ends(e)
+        if e == len(document.tokens) or (span and document.starts(e) and document.written(e, context)):
+            continue
+        token = document.tokens[e]
+        if 0 <= token < len(worth) and (span or token != document.break_id):
+            twin = document.twins[token] if not span else token
+            found.append((token, max(worth[token], worth[twin] if 0 <= twin < len(worth) else -math.inf)))
+    if span and may_end:
+        found += [(token, worth[token]) for token in (*stops, document.break_id) if 0 <= token < len(worth)]
+    elif context and not span:
+        found += [(token, worth[token]) for token in stops if 0 <= token < len(worth)]
+    # A token may be there twice, with its twin's worth and without.
+    return dict(sorted(found))
 
 
 def ngram_propose(

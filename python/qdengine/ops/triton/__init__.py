@@ -26,7 +26,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 try:
     from .attention import paged_attention, rope_append
-    from .decide import greedy_argmax, ngram_propose, verify_draft
+    from .decide import allowed_argmax, greedy_argmax, ngram_propose, verify_draft
     from .rows import add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, silu_mul
     from .step import admit_rows, commit_step, pack_step
 except ImportError as error:
@@ -38,6 +38,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "admit_rows",
+    "allowed_argmax",
     "commit_step",
     "gelu",
     "greedy_argmax",

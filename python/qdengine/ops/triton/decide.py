@@ -19,6 +19,39 @@ def greedy_argmax(out: Tensor, logits: Tensor) -> None:
         kernels.greedy_argmax(out, logits)
 
 
+def allowed_argmax(
+    chosen: Tensor,
+    logits: Tensor,
+    row_indptr: Tensor,
+    tokens: Tensor,
+    ranks: Tensor,
+    bounds: Tensor,
+    drafts: Tensor,
+    verbatim: Tensor,
+    twins: Tensor,
+    stop_ids: Tensor,
+    break_id: int,
+) -> None:
+    check = Check("allowed_argmax", "logits", logits)
+    check("logits", logits, (-1, -1))
+    check.index("chosen", chosen, len(logits))
+    check.index("verbatim", verbatim, -1)
+    sequences = len(verbatim)
+    check.index("row_indptr", row_indptr, sequences + 1)
+    check.index("tokens", tokens, sequences, -1, dense=False)
+    check.index("ranks", ranks, *tokens.shape, dense=False)
+    check.index("bounds", bounds, sequences, 4)
+    check.index("drafts", drafts, sequences, -1, dense=False)
+    check.index("twins", twins, logits.shape[1])
+    check.index("stop_ids", stop_ids, -1)
+    if len(stop_ids) == 0:
+        check.fail("stop_ids", "at least one id", "none")
+    with torch.cuda.device_of(chosen):
+        kernels.allowed_argmax(
+            chosen, logits, row_indptr, tokens, ranks, bounds, drafts, verbatim, twins, stop_ids, break_id
+        )
+
+
 def ngram_propose(
     drafts: Tensor, draft_lens: Tensor, tokens: Tensor, ranks: Tensor, bounds: Tensor, limits: Tensor
 ) -> None:
