@@ -27,13 +27,17 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
         return torch.randint(0, high, shape, dtype=torch.int32)
 
     if op in ("rms_norm", "add_rms_norm"):
-        return (x(rows, E), *([x(rows, E)] if op.startswith("add") else []), x(rows, E), x(E), 1e-5)
+        return (x(rows, E), None, *([x(rows, E)] if op.startswith("add") else []), x(rows, E), x(E), 1e-5)
     if op in ("layer_norm", "add_layer_norm"):
-        return (x(rows, E), *([x(rows, E)] if op.startswith("add") else []), x(rows, E), x(E), x(E), 1e-5)
+        return (x(rows, E), None, *([x(rows, E)] if op.startswith("add") else []), x(rows, E), x(E), x(E), 1e-5)
     if op == "silu_mul":
-        return x(rows, F), x(rows, 2 * F)
+        return x(rows, F), None, x(rows, 2 * F)
     if op == "gelu":
-        return x(rows, F), x(rows, F)
+        return x(rows, F), None, x(rows, F)
+    if op == "quantize":
+        return torch.empty(rows, E, dtype=torch.int8), torch.empty(rows), x(rows, E)
+    if op == "dequantize":
+        return x(rows, 2 * F), ids(rows, 2 * F), torch.rand(rows), torch.rand(2 * F), None
     if op == "greedy_argmax":
         return ids(min(rows, 65)), x(min(rows, 65), SHAPE.vocab_size)
     if op == "ngram_propose":  # `rows` documents of 4,000 tokens, 64 at most
