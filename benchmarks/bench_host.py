@@ -6,7 +6,6 @@ does. Cold documents are new texts; warm ones were seen before. One thread. Skip
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 import time
@@ -30,14 +29,14 @@ class NullDecoder:
 
     def __init__(self, decoder: Decoder, stop: int) -> None:
         self.config, self.dtype, self.device = decoder.config, decoder.dtype, decoder.device
-        self.ops = dataclasses.replace(decoder.ops, greedy_argmax=self._argmax)
+        self.ops, self.head = decoder.ops, self
         self._stop = stop
 
     def forward(self, step: StepInputs, cache: object) -> torch.Tensor:
         self._step = step
         return torch.empty(len(step.rows), 1)
 
-    def _argmax(self, out: torch.Tensor, logits: torch.Tensor) -> None:
+    def argmax(self, out: torch.Tensor, logits: torch.Tensor) -> None:
         following = self._step.ids.roll(-1)
         following[(self._step.q_indptr[1:] - 1).clamp(min=0).long()] = self._stop
         out.copy_(following[self._step.rows])

@@ -27,6 +27,7 @@ from .runner import FINISH_REASONS, Flight, Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
 
+_EIGHT_BITS = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 Item = Request | Mapping[str, Any]
 
 
@@ -37,7 +38,8 @@ class Engine:
     runs steps, and a step serves every caller's sequences.
 
     device: "auto" (a GPU where there is one), "cpu" or "cuda[:n]". precision: "auto" (bfloat16 where the hardware
-    multiplies it fast, else float32), "float32" or "bfloat16".
+    multiplies it fast, else float32), "float32", "bfloat16", or "int8" or "float8": weights and inputs of the layers
+    are then of 8 bits, made when the engine starts, and the rest is as in "auto".
     backend: None (the device's own) or one of `qdengine.ops.BACKENDS`.
     """
 
@@ -54,10 +56,20 @@ class Engine:
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
-        dtype = getattr(torch, self.precision)
+        number = _EIGHT_BITS.get(self.precision)
+        dtype = getattr(torch, self.precision if number is None else _precision("auto", self.device))
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
-        decoder = Decoder(shape, checkpoint.weights(), table, dtype, self.device)
+        decoder = Decoder(
+            shape,
+            checkpoint.weights(),
+            table,
+            dtype,
+            self.device,
+            number,
+            self.config.batch_invariant,
+            self.config.fused_head,
+        )
         cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
