@@ -23,6 +23,7 @@ CONTEXT, DOCUMENT, DRAFT = 640, 4000, 64
 E, F, H, G, D = SHAPE.width, SHAPE.ffn_width, SHAPE.heads, SHAPE.kv_heads, SHAPE.head_width
 # Arithmetic operations an element, for the row ops; a square root or an exponential counts as one.
 OPERATIONS = {"rms_norm": 4, "layer_norm": 7, "add_rms_norm": 5, "add_layer_norm": 8, "silu_mul": 5, "gelu": 9}
+OPERATIONS |= {"quantize": 4, "dequantize": 3}
 
 
 def _x(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -36,12 +37,16 @@ def _ids(*shape: int, high: int = 50) -> torch.Tensor:
 def row_arguments(op: str, rows: int, dtype: torch.dtype) -> Arguments:
     x = _x(dtype, rows, E)
     if op == "silu_mul":
-        return _x(dtype, rows, F), _x(dtype, rows, 2 * F)
+        return _x(dtype, rows, F), None, _x(dtype, rows, 2 * F)
     if op == "gelu":
-        return _x(dtype, rows, F), _x(dtype, rows, F)
+        return _x(dtype, rows, F), None, _x(dtype, rows, F)
+    if op == "quantize":
+        return torch.empty(rows, E, dtype=torch.int8), torch.empty(rows), x
+    if op == "dequantize":
+        return _x(dtype, rows, 2 * F), _ids(rows, 2 * F), torch.rand(rows), torch.rand(2 * F), None
     residual = (torch.zeros_like(x),) if op.startswith("add") else ()
     weights = (_x(dtype, E),) * (2 if op.endswith("layer_norm") else 1)
-    return (torch.empty_like(x), *residual, x, *weights, 1e-5)
+    return (torch.empty_like(x), None, *residual, x, *weights, 1e-5)
 
 
 def attention_arguments(batch: tuple[tuple[int, int], ...], dtype: torch.dtype) -> tuple[Arguments, Arguments]:
@@ -122,7 +127,7 @@ def work(op: str, args: Arguments, rows: int) -> Work:
     if op == "admit_rows":
         return Work(2 * sizes[-1], 0)
     if op in OPERATIONS:
-        in_place = sizes[1] if op.startswith("add") else 0
+        in_place = sizes[2] if op.startswith("add") else 0
         return Work(sum(sizes) + in_place, OPERATIONS[op] * args[0].numel())
     return Work(sum(sizes), max(t.numel() for t in args if isinstance(t, torch.Tensor)))
 

@@ -19,6 +19,7 @@ BATCHES = (
     ((130, 5), (16, 16), (64, 0), (65, 65), (63, 1)),
     ((200, 70), (33, 33), (32, 2)),
 )
+EIGHT_BIT = (torch.int8, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,33 @@ def row_cases(dtype: torch.dtype) -> list[Case]:
             # A view of a wider buffer: rows need not be adjacent.
             x = _random(g, dtype, rows, width + 3)[:, :width]
             weight, bias = _random(g, dtype, width), _random(g, dtype, width)
-            out, residual = torch.empty(rows, width, dtype=dtype), _random(g, dtype, rows, width)
             name = f"{rows}x{width}"
-            cases += [
-                Case("rms_norm", name, (out, x, weight, 1e-5)),
-                Case("layer_norm", name, (out, x, weight, bias, 1e-5)),
-                Case("add_rms_norm", name, (out, residual, x, weight, 1e-5), (0, 1)),
-                Case("add_layer_norm", name, (out, residual, x, weight, bias, 1e-5), (0, 1)),
-                Case("silu_mul", name, (out, _random(g, dtype, rows, 2 * width) * 8)),
-                Case("gelu", name, (out, x * 4)),
-            ]
+            for kind in (dtype, *EIGHT_BIT):
+                out = torch.empty(rows, width, dtype=torch.uint8 if kind in EIGHT_BIT else kind)
+                out = out.zero_().view(kind)
+                scales, outputs = (None, (0,)) if kind == dtype else (torch.full((rows,), -7.0), (0, 1))
+                residual, gate_up = _random(g, dtype, rows, width), _random(g, dtype, rows, 2 * width) * 8
+                calls: list[tuple[str, tuple[Any, ...]]] = [
+                    ("rms_norm", (x, weight, 1e-5)),
+                    ("layer_norm", (x, weight, bias, 1e-5)),
+                    ("add_rms_norm", (residual, x, weight, 1e-5)),
+                    ("add_layer_norm", (residual, x, weight, bias, 1e-5)),
+                    ("silu_mul", (gate_up,)),
+                    ("gelu", (x * 4,)),
+                ]
+                cases += [
+                    Case(op, f"{name}-{kind}", (out, scales, *args), (*outputs, 2) if op.startswith("add") else outputs)
+                    for op, args in calls
+                ]
+                if scales is not None:
+                    spread = x * torch.logspace(-3, 3, rows, dtype=torch.float32).to(dtype)[:, None]
+                    spread[1::3] = 0.0
+                    cases.append(Case("quantize", f"{name}-{kind}", (out, scales, spread), outputs))
+            sums = torch.randint(-(2**25), 2**25, (rows, width + 3), generator=g, dtype=torch.int32)[:, :width]
+            factors = (torch.rand(rows, generator=g) * 1e-3, torch.rand(width, generator=g) * 1e-3)
+            empty = torch.empty(rows, width, dtype=dtype)
+            for name, given in ((f"{name}", None), (f"{name}-bias", bias)):
+                cases.append(Case("dequantize", name, (empty, sums, *factors, given)))
     return cases
 
 

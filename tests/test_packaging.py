@@ -125,7 +125,7 @@ import torch, qdengine
 from qdengine import ops
 x, out = torch.randn(3, 100, generator=torch.Generator().manual_seed(0)), torch.empty(2, 3, 100)
 for i, backend in enumerate(("cpu", "reference")):
-    ops.load(backend).rms_norm(out[i], x, torch.ones(100), 1e-5)
+    ops.load(backend).rms_norm(out[i], None, x, torch.ones(100), 1e-5)
 torch.testing.assert_close(out[0], out[1])
 print(qdengine.__version__, qdengine.__file__, qdengine.Engine.__name__)
 """

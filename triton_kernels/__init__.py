@@ -1,7 +1,7 @@
 """The ops of `qdengine.ops.reference` as Triton kernels and their launchers, which check nothing: `qdengine.ops.triton`
 does. Imports torch and triton only."""
 
-from .activation import gelu, silu_mul
+from .activation import dequantize, gelu, quantize, silu_mul
 from .argmax import greedy_argmax
 from .draft import ngram_propose, verify_draft
 from .norm import MAX_WIDTH, add_layer_norm, add_rms_norm, layer_norm, rms_norm
@@ -17,12 +17,14 @@ __all__ = [
     "admit_rows",
     "allowed_argmax",
     "commit_step",
+    "dequantize",
     "gelu",
     "greedy_argmax",
     "layer_norm",
     "ngram_propose",
     "pack_step",
     "paged_attention",
+    "quantize",
     "rms_norm",
     "rope_append",
     "silu_mul",

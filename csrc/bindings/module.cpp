@@ -32,15 +32,19 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "qdengine's compiled ops; the contract is qdengine.ops.reference.";
   const auto free_gil = py::call_guard<py::gil_scoped_release>();
   m.def("build_info", &build_info, "Version, CPU instruction sets built and resolved, CUDA architectures built.");
-  m.def("rms_norm", &ops::rms_norm, py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("eps"), free_gil);
-  m.def("layer_norm", &ops::layer_norm, py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+  m.def("rms_norm", &ops::rms_norm, py::arg("out"), py::arg("scales"), py::arg("x"), py::arg("weight"), py::arg("eps"),
         free_gil);
-  m.def("add_rms_norm", &ops::add_rms_norm, py::arg("out"), py::arg("residual"), py::arg("x"), py::arg("weight"),
+  m.def("layer_norm", &ops::layer_norm, py::arg("out"), py::arg("scales"), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("eps"), free_gil);
-  m.def("add_layer_norm", &ops::add_layer_norm, py::arg("out"), py::arg("residual"), py::arg("x"), py::arg("weight"),
-        py::arg("bias"), py::arg("eps"), free_gil);
-  m.def("silu_mul", &ops::silu_mul, py::arg("out"), py::arg("gate_up"), free_gil);
-  m.def("gelu", &ops::gelu, py::arg("out"), py::arg("x"), free_gil);
+  m.def("add_rms_norm", &ops::add_rms_norm, py::arg("out"), py::arg("scales"), py::arg("residual"), py::arg("x"),
+        py::arg("weight"), py::arg("eps"), free_gil);
+  m.def("add_layer_norm", &ops::add_layer_norm, py::arg("out"), py::arg("scales"), py::arg("residual"), py::arg("x"),
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), free_gil);
+  m.def("silu_mul", &ops::silu_mul, py::arg("out"), py::arg("scales"), py::arg("gate_up"), free_gil);
+  m.def("gelu", &ops::gelu, py::arg("out"), py::arg("scales"), py::arg("x"), free_gil);
+  m.def("quantize", &ops::quantize, py::arg("out"), py::arg("scales"), py::arg("x"), free_gil);
+  m.def("dequantize", &ops::dequantize, py::arg("out"), py::arg("sums"), py::arg("scales"), py::arg("weight_scales"),
+        py::arg("bias"), free_gil);
   m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("qkv"),
         py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("q_weight"), py::arg("k_weight"),
         py::arg("eps"), free_gil);

@@ -6,6 +6,8 @@ namespace cuda {
 void norm(const NormArgs&, Stream);
 void silu_mul(const ActivationArgs&, Stream);
 void gelu(const ActivationArgs&, Stream);
+void quantize(const ActivationArgs&, Stream);
+void dequantize(const DequantizeArgs&, Stream);
 void rope_append(const RopeAppendArgs&, Stream);
 void paged_attention(const AttentionArgs&, Stream);
 void greedy_argmax(const ArgmaxArgs&, Stream);
@@ -23,6 +25,8 @@ const Kernels* cuda_kernels() {
                                 cuda::norm,
                                 cuda::silu_mul,
                                 cuda::gelu,
+                                cuda::quantize,
+                                cuda::dequantize,
                                 cuda::rope_append,
                                 cuda::paged_attention,
                                 cuda::greedy_argmax,

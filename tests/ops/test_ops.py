@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import Case, cases
+from cases import EIGHT_BIT, Case, cases
 from qdengine import ops
 from qdengine.errors import BackendError
 from tolerances import TOLERANCES
@@ -37,14 +37,15 @@ def device_of(backend: str) -> str:
 
 def guarded(x: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of `x` in the middle of a buffer whose other elements must survive the call."""
-    buffer = torch.full((x.numel() + 64,), GUARD, dtype=x.dtype, device=device)
+    dtype = torch.uint8 if x.dtype == torch.float8_e4m3fn else x.dtype
+    buffer = torch.full((x.numel() + 64,), GUARD, dtype=dtype, device=device)
     view = buffer[32 : 32 + x.numel()].view(x.shape)
-    view.copy_(x)
-    return view, buffer
+    view.copy_(x.view(dtype))
+    return view.view(x.dtype), buffer
 
 
 def wide(x):
-    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.itemsize > 1 else x
 
 
 def run(table: ops.OpTable, case: Case, device: str) -> list[torch.Tensor]:
@@ -64,10 +65,31 @@ def run(table: ops.OpTable, case: Case, device: str) -> list[torch.Tensor]:
 def expected(case: Case) -> list[torch.Tensor]:
     args = [wide(arg).clone() if isinstance(arg, torch.Tensor) else arg for arg in case.args]
     if case.op.startswith("add_"):  # the sum is rounded to the residual's dtype: start from the rounded sum
-        args[1] = (case.args[1] + case.args[2]).double()
-        args[2] = torch.zeros_like(args[1])
+        args[2] = (case.args[2] + case.args[3]).double()
+        args[3] = torch.zeros_like(args[2])
+    if case.op == "quantize":
+        return [args[2]]
     getattr(REFERENCE, case.op)(*args)
     return [args[i] for i in case.outputs]
+
+
+def has_scales(case: Case) -> bool:
+    return case.args[0].dtype in EIGHT_BIT and case.op != "rope_append"
+
+
+def plain(case: Case) -> Case:
+    """The case with a whole result in place of one of 8 bits and its scales."""
+    if not has_scales(case):
+        return case
+    out, _, *args = case.args
+    return Case(case.op, case.name, (torch.empty(out.shape, dtype=torch.float64), None, *args), (0, *case.outputs[2:]))
+
+
+def half_distance(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Half the distance of neighbouring numbers; of float8 those around each number."""
+    if numbers.dtype == torch.int8:
+        return 0.5 * scales
+    return 2**-4 * torch.maximum(numbers.double().abs(), torch.tensor(2.0**-6)) * scales
 
 
 def slack(case: Case, backend: str) -> torch.Tensor | float:
@@ -90,9 +112,15 @@ def test_against_float64(backend, op, dtype):
     chosen = [case for case in cases(DTYPES[dtype]) if case.op == op]
     assert chosen
     for case in chosen:
-        for got, want in zip(run(table, case, device), expected(case), strict=True):
+        results, truth = run(table, case, device), expected(plain(case))
+        if has_scales(case):  # numbers of 8 bits stand for the result, to half the distance of two of them
+            numbers, scales = results[:2]
+            results = [numbers.double() * scales[:, None], *results[2:]]
+        for i, (got, want) in enumerate(zip(results, truth, strict=True)):
             if got.is_floating_point():
                 allowed = relative * want.abs() + absolute + slack(case, backend)
+                if i == 0 and has_scales(case):
+                    allowed += half_distance(numbers, scales[:, None].double())
                 worst = ((got.double() - want).abs() / allowed).max().item() if want.numel() else 0.0
                 assert worst <= 1.0, f"{case.name}: {worst:.2f} times the tolerance"
             else:
@@ -141,6 +169,37 @@ def test_any_bounds_are_safe():
     check_any_bounds(ops.load("cpu"), "cpu")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", backends())
+def test_numbers_of_8_bits_are_those_of_the_whole_result(backend, dtype):
+    """`quantize` gives the contract's bits, and every op with scales those of `quantize` behind the op without."""
+    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
+    table = ops.load(backend)
+    for case in [c for c in cases(DTYPES[dtype]) if c.args[0].dtype in EIGHT_BIT and c.args[1] is not None]:
+        got, scales = run(table, case, device)[:2]
+        whole, numbers, top = case.args[2], torch.zeros_like(case.args[0]), torch.zeros_like(case.args[1])
+        if case.op != "quantize":
+            plain = (torch.empty(got.shape, dtype=DTYPES[dtype]), None, *case.args[2:])
+            whole = run(table, Case(case.op, case.name, plain), device)[0]
+        REFERENCE.quantize(numbers, top, whole)
+        assert torch.equal(got.view(torch.uint8), numbers.view(torch.uint8)), f"{case.op} {case.name}"
+        assert torch.equal(scales, top), f"{case.op} {case.name}"
+
+
+@pytest.mark.parametrize("width", [4096, 5000])
+def test_wide_rows_in_8_bits(width):
+    """Rows that a CPU kernel does not hold while it looks for their largest number."""
+    x = torch.randn(3, 2 * width, generator=torch.Generator().manual_seed(1))
+    out, scales, plain = torch.empty(3, width, dtype=torch.int8), torch.empty(3), torch.empty(3, width)
+    table = ops.load("cpu")
+    table.silu_mul(plain, None, x)
+    table.silu_mul(out, scales, x)
+    want = torch.empty_like(out)
+    REFERENCE.quantize(want, torch.empty(3), plain)
+    assert torch.equal(out, want)
+    assert torch.equal(scales, plain.abs().amax(1) / torch.full((3,), 127.0))
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_forced_isa_passes_the_same_cases(isa):
     from qdengine import _native
@@ -155,7 +214,7 @@ def test_forced_isa_passes_the_same_cases(isa):
     assert probe.stdout.strip() == isa
     if isa == _native.build_info()["isa"]:
         return  # the cases above ran on it
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "against_float64 and cpu or batch"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "cpu and (against_float64 or 8_bits) or batch"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -169,16 +228,22 @@ def test_unknown_isa_is_named():
 
 F32, I32 = torch.empty(2, 8), torch.zeros(2, 4, dtype=torch.int32)
 ALLOWED = (I32[:, 0].clone(), F32, I32[0, :3], I32, I32, I32, I32, I32[0, :2])
+I8 = torch.zeros(2, 8, dtype=torch.int8)
 
 
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [
-        ("rms_norm", (F32, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
-        ("rms_norm", (F32.double(), F32, F32[0], 1e-5), "rms_norm: out: expected float32 or bfloat16"),
-        ("rms_norm", (F32, F32, F32[0], 0.0), "rms_norm: eps: expected a positive number"),
-        ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
-        ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
+        ("rms_norm", (F32, None, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
+        ("rms_norm", (F32.double(), None, F32, F32[0], 1e-5), "rms_norm: out: expected float32 or bfloat16"),
+        ("rms_norm", (F32, None, F32, F32[0], 0.0), "rms_norm: eps: expected a positive number"),
+        ("rms_norm", (F32, None, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
+        ("rms_norm", (I8, None, F32, F32[0], 1e-5), r"rms_norm: scales: expected float32 \[T\] for an output in int8, got"),
+        ("gelu", (F32, F32[:, 0], F32), "gelu: scales: expected [nN]one for an output in float32, got a tensor"),
+        ("gelu", (I8, F32[0], F32), r"gelu: scales: expected shape \[2\], got \[8\]"),
+        ("quantize", (F32, F32[0, :2], F32), "quantize: out: expected int8 or float8_e4m3fn, got float32"),
+        ("dequantize", (F32, I8, F32[0, :2], F32[0], None), "dequantize: sums: expected int32, got int8"),
+        ("silu_mul", (F32, None, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
         ("allowed_argmax", (*ALLOWED, I32[0, :2], I32[0], 0), r"argmax: twins: expected shape \[8\], got \[2\]"),
         ("allowed_argmax", (*ALLOWED, I32.view(8), I32[0, :0], 0), "stop_ids: expected at least one id"),
@@ -191,7 +256,7 @@ def test_wrong_arguments_are_named(op, args, message):
 
 def test_not_a_tensor():
     with pytest.raises(TypeError):
-        ops.load("cpu").gelu([1.0], torch.empty(1, 1))
+        ops.load("cpu").gelu([1.0], None, torch.empty(1, 1))
 
 
 def test_unknown_backend():

@@ -71,6 +71,7 @@ def test_a_broken_backend_is_no_fallback(monkeypatch):
 
 
 F32, I32 = torch.empty(2, 8), torch.zeros(2, dtype=torch.int32)
+I8, W70 = torch.zeros(2, 8, dtype=torch.int8), torch.empty(0, 70000)
 Q, KV, TABLES = torch.empty(2, 4, 8), torch.empty(3, 4, 2, 8), torch.zeros(1, 3, dtype=torch.int32)
 ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
 
@@ -79,15 +80,20 @@ ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [
-        ("rms_norm", (F32, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
-        ("rms_norm", (F32.double(), F32, F32[0], 1e-5), "rms_norm: out: expected float32, bfloat16 or float16, got f"),
-        ("rms_norm", (F32, F32.half(), F32[0], 1e-5), "rms_norm: x: expected float32, got float16"),
-        ("rms_norm", (F32, F32, F32[0], 0.0), r"rms_norm: eps: expected a positive number, got 0\.0"),
-        ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "x: expected a contiguous last dimension, got stride 2"),
-        ("layer_norm", (torch.empty(0, 70000),) * 2 + (F32[0],) * 2 + (1e-5,), "expected a width of at most 65536"),
-        ("add_rms_norm", (F32, F32[:1], F32, F32[0], 1e-5), r"residual: expected shape \[2, 8\], got \[1, 8\]"),
-        ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\], got \[2, 8\]"),
-        ("gelu", (F32[0], F32), r"gelu: out: expected shape \[any, any\], got \[8\]"),
+        ("rms_norm", (F32, None, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
+        ("rms_norm", (F32.double(), None, F32, F32[0], 1e-5), "rms_norm: out: expected float32, bfloat16 or float16, got f"),
+        ("rms_norm", (F32, None, F32.half(), F32[0], 1e-5), "rms_norm: x: expected float32, got float16"),
+        ("rms_norm", (F32, None, F32, F32[0], 0.0), r"rms_norm: eps: expected a positive number, got 0\.0"),
+        ("rms_norm", (F32, None, torch.empty(8, 2).T, F32[0], 1e-5), "x: expected a contiguous last dimension, got stride 2"),
+        ("layer_norm", (W70, None, W70, F32[0], F32[0], 1e-5), "expected a width of at most 65536"),
+        ("add_rms_norm", (F32, None, F32[:1], F32, F32[0], 1e-5), r"residual: expected shape \[2, 8\], got \[1, 8\]"),
+        ("rms_norm", (I8, None, F32, F32[0], 1e-5), r"rms_norm: scales: expected float32 \[T\] for an output in int8, got"),
+        ("gelu", (F32, F32[:, 0], F32), "gelu: scales: expected [nN]one for an output in float32, got a tensor"),
+        ("gelu", (I8, F32[0], F32), r"gelu: scales: expected shape \[2\], got \[8\]"),
+        ("quantize", (F32, F32[0, :2], F32), "quantize: out: expected int8 or float8_e4m3fn, got float32"),
+        ("dequantize", (F32, I8, F32[0, :2], F32[0], None), "dequantize: sums: expected int32, got int8"),
+        ("silu_mul", (F32, None, F32), r"silu_mul: gate_up: expected shape \[2, 16\], got \[2, 8\]"),
+        ("gelu", (F32[0], None, F32), r"gelu: out: expected shape \[any, any\], got \[8\]"),
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32, got int64"),
         ("greedy_argmax", (I32, F32[:, :0]), "greedy_argmax: logits: expected at least one column"),
         ("rope_append", (*ROPE, F32[:, :4], None, None, None, 1e-6), "sin: expected cos and sin together"),
@@ -109,16 +115,16 @@ def test_wrong_arguments_are_named(table, op, args, message):
 @needs_triton
 def test_not_a_tensor(table):
     with pytest.raises(TypeError, match=r"gelu: out: expected a torch\.Tensor, got list"):
-        table.gelu([1.0], F32)
+        table.gelu([1.0], None, F32)
     with pytest.raises(TypeError, match="layer_norm: bias"):
-        table.layer_norm(F32.to(DEVICE), F32.to(DEVICE), F32[0].to(DEVICE), None, 1e-5)
+        table.layer_norm(F32.to(DEVICE), None, F32.to(DEVICE), F32[0].to(DEVICE), None, 1e-5)
 
 
 @on_host
 def test_cpu_tensors_need_the_interpreter(table, monkeypatch):
     monkeypatch.setattr(sys.modules["qdengine.ops.triton.check"], "INTERPRETED", False)
     with pytest.raises(ValueError, match=r"gelu: out: expected a CUDA tensor \(.*TRITON_INTERPRET=1\), got one on cpu"):
-        table.gelu(F32, F32)
+        table.gelu(F32, None, F32)
     with pytest.raises(ValueError, match="ngram_propose: drafts: expected a CUDA tensor"):
         table.ngram_propose(*(TABLES,) * 6)
 
@@ -135,8 +141,8 @@ def test_big_sizes(table):
     """Rows wider than a tile, wide heads, many sequences, histories and drafts longer than a block."""
     g = torch.Generator().manual_seed(5)
     x, w = torch.randn(3, 5000, generator=g), torch.randn(5000, generator=g)
-    check(table, Case("add_layer_norm", "5000", (torch.empty_like(x), x.clone(), x, w, w, 1e-5), (0, 1)))
-    check(table, Case("silu_mul", "2500", (torch.empty(3, 2500), x)))
+    check(table, Case("add_layer_norm", "5000", (torch.empty_like(x), None, x.clone(), x, w, w, 1e-5), (0, 2)))
+    check(table, Case("silu_mul", "2500", (torch.empty(3, 2500), None, x)))
     for width, dtype in ((160, torch.bfloat16), (512, torch.float16), (256, torch.float32), (320, torch.float32)):
         q = torch.randn(5, 16, width, generator=g).to(dtype)
         cache = torch.randn(2, 4, 32, 1, width, generator=g).to(dtype)
@@ -326,10 +332,10 @@ def launches():
 
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         x, up = torch.empty(32, 576, dtype=dtype), torch.empty(32, 3072, dtype=dtype)
-        yield "rms_norm", (x, x, x[0], 1e-5)
-        yield "add_layer_norm", (x, x, x, x[0], x[0], 1e-5)
-        yield "silu_mul", (up[:, :1536], up)
-        yield "gelu", (up, up)
+        yield "rms_norm", (x, None, x, x[0], 1e-5)
+        yield "add_layer_norm", (x, None, x, x, x[0], x[0], 1e-5)
+        yield "silu_mul", (up[:, :1536], None, up)
+        yield "gelu", (up, None, up)
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
         arrays = (index(4, 512), index(4, 512), index(4, 4), index(4, 64), index(4), index(49152), index(2))
         yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)

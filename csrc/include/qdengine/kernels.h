@@ -9,6 +9,7 @@ namespace qdengine {
 // RMS norm, layer norm (bias set) and their residual-adding forms (residual and x set): out is always written.
 struct NormArgs {
   void* out;
+  float* scales;   // [T], of an out of 8 bits; else null
   void* residual;  // null: normalise x; else residual += x first, and normalise that
   const void* x;
   const void* weight;
@@ -16,14 +17,25 @@ struct NormArgs {
   int64_t rows, width;
   int64_t out_stride, residual_stride, x_stride;
   float eps;
-  DType dtype;
+  DType dtype, out_dtype;  // of all but out; out_dtype is the same, or one of 8 bits
 };
 
 struct ActivationArgs {
   void* out;      // [T, F]
-  const void* x;  // silu_mul: [T, 2F]; gelu: [T, F]
+  float* scales;  // [T], of an out of 8 bits; else null
+  const void* x;  // silu_mul: [T, 2F]; gelu, quantize: [T, F]
   int64_t rows, width;
   int64_t out_stride, x_stride;
+  DType dtype, out_dtype;  // of x; out_dtype is the same, or one of 8 bits
+};
+
+struct DequantizeArgs {
+  void* out;                            // [T, F]
+  const int32_t* sums;                  // [T, F]
+  const float *scales, *weight_scales;  // [T], [F]
+  const void* bias;                     // [F]; null: none
+  int64_t rows, width;
+  int64_t out_stride, sums_stride;
   DType dtype;
 };
 
@@ -114,6 +126,8 @@ struct Kernels {
   void (*norm)(const NormArgs&, Stream);
   void (*silu_mul)(const ActivationArgs&, Stream);
   void (*gelu)(const ActivationArgs&, Stream);
+  void (*quantize)(const ActivationArgs&, Stream);
+  void (*dequantize)(const DequantizeArgs&, Stream);
   void (*rope_append)(const RopeAppendArgs&, Stream);
   void (*paged_attention)(const AttentionArgs&, Stream);
   void (*greedy_argmax)(const ArgmaxArgs&, Stream);

@@ -5,13 +5,18 @@
 
 namespace qdengine::ops {
 
-void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, double eps);
-void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);
-void add_rms_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, double eps);
-void add_layer_norm(const Tensor& out, const Tensor& residual, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                    double eps);
-void silu_mul(const Tensor& out, const Tensor& gate_up);
-void gelu(const Tensor& out, const Tensor& x);
+void rms_norm(const Tensor& out, const OptionalTensor& scales, const Tensor& x, const Tensor& weight, double eps);
+void layer_norm(const Tensor& out, const OptionalTensor& scales, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                double eps);
+void add_rms_norm(const Tensor& out, const OptionalTensor& scales, const Tensor& residual, const Tensor& x, const Tensor& weight,
+                  double eps);
+void add_layer_norm(const Tensor& out, const OptionalTensor& scales, const Tensor& residual, const Tensor& x,
+                    const Tensor& weight, const Tensor& bias, double eps);
+void silu_mul(const Tensor& out, const OptionalTensor& scales, const Tensor& gate_up);
+void gelu(const Tensor& out, const OptionalTensor& scales, const Tensor& x);
+void quantize(const Tensor& out, const Tensor& scales, const Tensor& x);
+void dequantize(const Tensor& out, const Tensor& sums, const Tensor& scales, const Tensor& weight_scales,
+                const OptionalTensor& bias);
 void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& qkv, const Tensor& positions,
                  const Tensor& slots, const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
                  const OptionalTensor& k_weight, double eps);

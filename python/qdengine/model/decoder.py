@@ -39,18 +39,18 @@ class _Norm:
     def __call__(self, x: Tensor) -> Tensor:
         out = torch.empty_like(x)
         if self.bias is None:
-            self._ops.rms_norm(out, x, self.weight, self.eps)
+            self._ops.rms_norm(out, None, x, self.weight, self.eps)
         else:
-            self._ops.layer_norm(out, x, self.weight, self.bias, self.eps)
+            self._ops.layer_norm(out, None, x, self.weight, self.bias, self.eps)
         return out
 
     def add(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual += x; returns its norm."""
         out = torch.empty_like(residual)
         if self.bias is None:
-            self._ops.add_rms_norm(out, residual, x, self.weight, self.eps)
+            self._ops.add_rms_norm(out, None, residual, x, self.weight, self.eps)
         else:
-            self._ops.add_layer_norm(out, residual, x, self.weight, self.bias, self.eps)
+            self._ops.add_layer_norm(out, None, residual, x, self.weight, self.bias, self.eps)
         return out
 
 
@@ -123,8 +123,8 @@ class Decoder:
     def _activate(self, x: Tensor) -> Tensor:
         if self.config.family == "gpt2":
             out = torch.empty_like(x)
-            self.ops.gelu(out, x)
+            self.ops.gelu(out, None, x)
         else:
             out = torch.empty(len(x), x.shape[1] // 2, dtype=x.dtype, device=x.device)
-            self.ops.silu_mul(out, x)
+            self.ops.silu_mul(out, None, x)
         return out

@@ -24,6 +24,8 @@ class OpTable:
     add_layer_norm: Op
     silu_mul: Op
     gelu: Op
+    quantize: Op
+    dequantize: Op
     rope_append: Op
     paged_attention: Op
     greedy_argmax: Op

@@ -24,43 +24,79 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
-    """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight (arXiv 1910.07467). out, x: [T, E]; weight: [E]."""
+def _write(out: Tensor, scales: Tensor | None, y: Tensor, dtype: torch.dtype) -> None:
+    """The result y, which is rounded to `dtype`, and where `out` is of 8 bits quantised."""
+    if scales is None:
+        out.copy_(y)
+    else:
+        numbers, scale = _quantize(y.to(dtype), out.dtype)
+        out.copy_(numbers)
+        scales.copy_(scale)
+
+
+def rms_norm(out: Tensor, scales: Tensor | None, x: Tensor, weight: Tensor, eps: float) -> None:
+    """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight (arXiv 1910.07467). out, x: [T, E]; weight: [E].
+
+    As of every op with `scales`, out has the dtype of the inputs and scales is None, or out is int8 or float8_e4m3fn and
+    scales float32 [T]: the result, rounded to the dtype of the inputs, is then written as by `quantize`.
+    """
     wide = _wide(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    out.copy_(wide * scale * _wide(weight))
+    _write(out, scales, wide * scale * _wide(weight), x.dtype)
 
 
-def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+def layer_norm(out: Tensor, scales: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     """out[t] = (x[t] - mean) / sqrt(var + eps) * weight + bias (arXiv 1607.06450). out, x: [T, E]; others: [E]."""
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
     scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    out.copy_(centred * scale * _wide(weight) + _wide(bias))
+    _write(out, scales, centred * scale * _wide(weight) + _wide(bias), x.dtype)
 
 
-def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+def add_rms_norm(out: Tensor, scales: Tensor | None, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
     """residual += x (rounded to its dtype), then out = rms_norm(residual). out, residual, x: [T, E]; weight: [E]."""
     residual.add_(x)
-    rms_norm(out, residual, weight, eps)
+    rms_norm(out, scales, residual, weight, eps)
 
 
-def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+def add_layer_norm(
+    out: Tensor, scales: Tensor | None, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> None:
     """residual += x (rounded to its dtype), then out = layer_norm(residual). out, residual, x: [T, E]; others: [E]."""
     residual.add_(x)
-    layer_norm(out, residual, weight, bias, eps)
+    layer_norm(out, scales, residual, weight, bias, eps)
 
 
-def silu_mul(out: Tensor, gate_up: Tensor) -> None:
+def silu_mul(out: Tensor, scales: Tensor | None, gate_up: Tensor) -> None:
     """out = silu(gate) * up with gate, up = the halves of gate_up (arXiv 2002.05202). out: [T, F]; gate_up: [T, 2F]."""
     gate, up = _wide(gate_up).chunk(2, -1)
-    out.copy_(gate * torch.sigmoid(gate) * up)
+    _write(out, scales, gate * torch.sigmoid(gate) * up, gate_up.dtype)
 
 
-def gelu(out: Tensor, x: Tensor) -> None:
+def gelu(out: Tensor, scales: Tensor | None, x: Tensor) -> None:
     """out = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): GPT-2's GELU (arXiv 1606.08415). out, x: [T, F]."""
     wide = _wide(x)
-    out.copy_(0.5 * wide * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3))))
+    y = 0.5 * wide * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3)))
+    _write(out, scales, y, x.dtype)
+
+
+def quantize(out: Tensor, scales: Tensor, x: Tensor) -> None:
+    """out[t] = round(x[t] * (largest / max |x[t]|)), to nearest, ties to even, and scales[t] = max |x[t]| / largest.
+
+    out: int8 (largest = 127) or float8_e4m3fn (448) [T, F]; scales: float32 [T]; x: [T, F]. So x ~ out * scales. A row
+    with max |x| < 2^-116 has zeros. In float32 whatever x is.
+    """
+    _write(out, scales, x, x.dtype)
+
+
+def dequantize(out: Tensor, sums: Tensor, scales: Tensor, weight_scales: Tensor, bias: Tensor | None) -> None:
+    """out[t, f] = sums[t, f] * scales[t] * weight_scales[f] + bias[f]: what the product of two int8 matrices stands for.
+
+    out: [T, F]; sums: int32 [T, F], the products' exact sums; scales: float32 [T], of the rows (`quantize`);
+    weight_scales: float32 [F], of the weight's rows; bias: [F] or None.
+    """
+    wide = sums.to(_wide(out).dtype) * (weight_scales * scales.unsqueeze(1))
+    out.copy_(wide if bias is None else wide + _wide(bias))
 
 
 def rope_append(
@@ -100,6 +136,16 @@ def rope_append(
     where = slots[kept].long()
     k_cache.view(-1, kv_heads, width)[where] = key[kept].to(k_cache.dtype)
     v_cache.view(-1, kv_heads, width)[where] = value[kept].to(v_cache.dtype)
+
+
+def _quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The rows of x in 8 bits, and their scales in float32."""
+    wide = x.float()
+    top = wide.abs().amax(-1, keepdim=True)
+    # A tensor: of numbers torch takes the reciprocal, and rounds once more.
+    largest = torch.full_like(top, 127 if dtype == torch.int8 else torch.finfo(dtype).max)
+    numbers = wide * torch.where(top >= 2.0**-116, largest / top, 0.0)  # else the factor would be infinite
+    return (numbers.round() if dtype == torch.int8 else numbers).to(dtype), (top / largest).squeeze(-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

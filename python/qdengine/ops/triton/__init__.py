@@ -27,7 +27,7 @@ if not INTERPRETED and not torch.cuda.is_available():
 try:
     from .attention import paged_attention, rope_append
     from .decide import allowed_argmax, greedy_argmax, ngram_propose, verify_draft
-    from .rows import add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, silu_mul
+    from .rows import add_layer_norm, add_rms_norm, dequantize, gelu, layer_norm, quantize, rms_norm, silu_mul
     from .step import admit_rows, commit_step, pack_step
 except ImportError as error:
     raise BackendError(
@@ -40,12 +40,14 @@ __all__ = [
     "admit_rows",
     "allowed_argmax",
     "commit_step",
+    "dequantize",
     "gelu",
     "greedy_argmax",
     "layer_norm",
     "ngram_propose",
     "pack_step",
     "paged_attention",
+    "quantize",
     "rms_norm",
     "rope_append",
     "silu_mul",

@@ -1,0 +1,24 @@
+"""How the result of a row is written: in the type of the inputs, or in 8 bits with one scale."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import narrow
+from .eight_bit import largest, quantize
+
+
+@triton.jit
+def store_rows(out, scales, y, row, rows, place, mask, dtype: tl.constexpr):
+    """Store rows of float32 `y` [R, C], 0 outside `mask`, at `out + place`: rounded to `dtype`, and in 8 bits if `scales`."""
+    y = narrow(y, dtype)
+    if scales is not None:
+        y = y.to(tl.float32)
+        top = tl.max(tl.abs(y), 1, keep_dims=True)
+        most = tl.full(top.shape, largest(out.dtype.element_ty), tl.float32)
+        tl.store(scales + row, tl.div_rn(top, most), row < rows)
+        live = top >= 1.2037062152420224e-35  # 2^-116: below it the factor would be infinite
+        factor = tl.where(live, tl.div_rn(most, tl.where(live, top, 1.0)), 0.0)
+        y = quantize(y * factor, out.dtype.element_ty)
+    tl.store(out + place, y, mask)
