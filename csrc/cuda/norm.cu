@@ -3,18 +3,18 @@
 //   RMS norm:    out = x / sqrt(mean(x^2) + eps) * weight
 //   layer norm:  out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias
 //
-// [T, E] rows. Bound by memory: a row is read once (and the residual written) and out is written once.
+// and where out is of 8 bits, that in 8 bits with a scale of each row. [T, E] rows. Bound by memory: a row is read once (and the residual written) and out is written once.
 // Plan: a warp a row, 4 rows a block; a lane holds kHeld packs of 16 bytes in registers between the passes (kHeld = 0: wider
 // rows are read again, from L1). Sums run in one order whatever the batch, so a row's result never depends on its neighbours.
 // Not measured on a GPU yet.
-#include "common.cuh"
+#include "rows.cuh"
 
 namespace qdengine::cuda {
 namespace {
 
 constexpr int kWarps = 4;
 
-template <class T, int kPack, int kHeld>
+template <class T, class Out, int kPack, int kHeld>
 __global__ __launch_bounds__(kWarps * kWarp) void norm_kernel(NormArgs a) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= a.rows) return;
@@ -68,8 +68,8 @@ __global__ __launch_bounds__(kWarps * kWarp) void norm_kernel(NormArgs a) {
     total = sum_over(total, kWarp) / static_cast<float>(width);
   }
   const float scale = 1.0f / sqrtf(total + a.eps);
-  T* out = static_cast<T*>(a.out) + row * a.out_stride;
-  visit(false, [&](int i, const P& p) {
+  Out* out = static_cast<Out*>(a.out) + row * a.out_stride;
+  const auto result = [&](int i, const P& p) {
     const P weight = P::load(static_cast<const T*>(a.weight) + i);
     P bias{}, y;
     if (a.bias) bias = P::load(static_cast<const T*>(a.bias) + i);
@@ -77,11 +77,24 @@ __global__ __launch_bounds__(kWarps * kWarp) void norm_kernel(NormArgs a) {
     for (int j = 0; j < kPack; ++j) {
       y.at[j] = narrow<T>((widen(p.at[j]) - mean) * scale * widen(weight.at[j]) + (a.bias ? widen(bias.at[j]) : 0.0f));
     }
-    y.store(out + i);
-  });
+    return y;
+  };
+  if constexpr (kEightBits<Out>) {
+    float largest = 0.0f;
+    visit(false, [&](int i, P& p) {
+      p = result(i, p);
+      largest = larger(largest, p);
+    });
+    largest = max_over(largest, kWarp);
+    const float factor = quantize_factor<Out>(largest);
+    visit(false, [&](int i, const P& p) { quantize<Out>(kHeld ? p : result(i, p), factor).store(out + i); });
+    if (lane == 0) a.scales[row] = quantize_scale<Out>(largest);
+  } else {
+    visit(false, [&](int i, const P& p) { result(i, p).store(out + i); });
+  }
 }
 
-template <class T>
+template <class T, class Out>
 void run(const NormArgs& a, cudaStream_t stream) {
   constexpr int64_t n = kVectorBytes / sizeof(T);
   const bool packs = a.width % n == 0 && packable(a.out, a.out_stride, n, sizeof(T)) && packable(a.x, a.x_stride, n, sizeof(T)) &&
@@ -89,13 +102,13 @@ void run(const NormArgs& a, cudaStream_t stream) {
   const unsigned grid = static_cast<unsigned>(divide_up(a.rows, kWarps));
   const int64_t per_lane = divide_up(a.width, kWarp * n);
   if (packs && per_lane <= 2) {
-    norm_kernel<T, n, 2><<<grid, kWarps * kWarp, 0, stream>>>(a);
+    norm_kernel<T, Out, n, 2><<<grid, kWarps * kWarp, 0, stream>>>(a);
   } else if (packs && per_lane <= 4) {
-    norm_kernel<T, n, 4><<<grid, kWarps * kWarp, 0, stream>>>(a);
+    norm_kernel<T, Out, n, 4><<<grid, kWarps * kWarp, 0, stream>>>(a);
   } else if (packs) {
-    norm_kernel<T, n, 0><<<grid, kWarps * kWarp, 0, stream>>>(a);
+    norm_kernel<T, Out, n, 0><<<grid, kWarps * kWarp, 0, stream>>>(a);
   } else {
-    norm_kernel<T, 1, 0><<<grid, kWarps * kWarp, 0, stream>>>(a);
+    norm_kernel<T, Out, 1, 0><<<grid, kWarps * kWarp, 0, stream>>>(a);
   }
 }
 
@@ -103,7 +116,9 @@ void run(const NormArgs& a, cudaStream_t stream) {
 
 void norm(const NormArgs& a, Stream stream) {
   const DeviceGuard guard(stream);
-  with_type(a.dtype, [&](auto zero) { run<decltype(zero)>(a, handle(stream)); });
+  with_type(a.dtype, [&](auto zero) {
+    with_output(a.out_dtype, zero, [&](auto out) { run<decltype(zero), decltype(out)>(a, handle(stream)); });
+  });
   check_launch("norm");
 }
 

@@ -103,28 +103,38 @@ def slack(case: Case, backend: str) -> torch.Tensor | float:
     return TOLERANCES[case.args[1].dtype][0] * magnitude
 
 
+def check(table: ops.OpTable, case: Case, device: str) -> None:
+    """Runs a case, and compares with float64."""
+    results, truth = run(table, case, device), expected(plain(case))
+    numbers, scales = results[0], results[1][:, None].double() if has_scales(case) else None
+    if scales is not None:  # numbers of 8 bits stand for the result, to half the distance of two of them
+        results = [numbers.double() * scales, *results[2:]]
+    for i, (got, want) in enumerate(zip(results, truth, strict=True)):
+        if got.is_floating_point():
+            relative, absolute = TOLERANCES[tolerance_of(case, got)]
+            allowed = relative * want.abs() + absolute + slack(case, table.backend)
+            if i == 0 and scales is not None:
+                allowed += half_distance(numbers, scales)
+            worst = ((got.double() - want).abs() / allowed).max().item() if want.numel() else 0.0
+            assert worst <= 1.0, f"{case.op} {case.name}: {worst:.2f} times the tolerance"
+        else:
+            assert torch.equal(got, want.to(got.dtype)), f"{case.op} {case.name}: {got} != {want}"
+
+
+def tolerance_of(case: Case, got: torch.Tensor) -> torch.dtype:
+    """That of the result's dtype; where it has 8 bits, of the inputs'."""
+    return case.args[2].dtype if has_scales(case) else got.dtype
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", ops.OPS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_float64(backend, op, dtype):
     device, table = device_of(backend), ops.load(backend)
-    relative, absolute = TOLERANCES[DTYPES[dtype]]
     chosen = [case for case in cases(DTYPES[dtype]) if case.op == op]
     assert chosen
     for case in chosen:
-        results, truth = run(table, case, device), expected(plain(case))
-        if has_scales(case):  # numbers of 8 bits stand for the result, to half the distance of two of them
-            numbers, scales = results[:2]
-            results = [numbers.double() * scales[:, None], *results[2:]]
-        for i, (got, want) in enumerate(zip(results, truth, strict=True)):
-            if got.is_floating_point():
-                allowed = relative * want.abs() + absolute + slack(case, backend)
-                if i == 0 and has_scales(case):
-                    allowed += half_distance(numbers, scales[:, None].double())
-                worst = ((got.double() - want).abs() / allowed).max().item() if want.numel() else 0.0
-                assert worst <= 1.0, f"{case.name}: {worst:.2f} times the tolerance"
-            else:
-                assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
+        check(table, case, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -170,11 +180,10 @@ def test_any_bounds_are_safe():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_numbers_of_8_bits_are_those_of_the_whole_result(backend, dtype):
     """`quantize` gives the contract's bits, and every op with scales those of `quantize` behind the op without."""
-    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
-    table = ops.load(backend)
+    device, table = device_of(backend), ops.load(backend)
     for case in [c for c in cases(DTYPES[dtype]) if c.args[0].dtype in EIGHT_BIT and c.args[1] is not None]:
         got, scales = run(table, case, device)[:2]
         whole, numbers, top = case.args[2], torch.zeros_like(case.args[0]), torch.zeros_like(case.args[1])

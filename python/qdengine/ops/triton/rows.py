@@ -92,9 +92,10 @@ def gelu(out: Tensor, scales: Tensor | None, x: Tensor) -> None:
 
 
 def quantize(out: Tensor, scales: Tensor, x: Tensor) -> None:
-    check = _check_output("quantize", out, scales, "x", x)
+    require_tensor("quantize", "out", out)
     if out.dtype not in _EIGHT_BITS:
-        check.fail("out", "int8 or float8_e4m3fn", _name(out.dtype))
+        Check("quantize", "x", x).fail("out", "int8 or float8_e4m3fn", _name(out.dtype))
+    check = _check_output("quantize", out, scales, "x", x)
     check("x", x, out.shape)
     with torch.cuda.device_of(out):
         kernels.quantize(out, scales, x)
