@@ -69,8 +69,8 @@ def row_cases(dtype: torch.dtype) -> list[Case]:
             sums = torch.randint(-(2**25), 2**25, (rows, width + 3), generator=g, dtype=torch.int32)[:, :width]
             factors = (torch.rand(rows, generator=g) * 1e-3, torch.rand(width, generator=g) * 1e-3)
             empty = torch.empty(rows, width, dtype=dtype)
-            for name, given in ((f"{name}", None), (f"{name}-bias", bias)):
-                cases.append(Case("dequantize", name, (empty, sums, *factors, given)))
+            for kind, given in (("", None), ("-bias", bias)):
+                cases.append(Case("dequantize", name + kind, (empty, sums, *factors, given)))
     return cases
 
 

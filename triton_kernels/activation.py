@@ -91,5 +91,16 @@ def dequantize(out: Tensor, sums: Tensor, scales: Tensor, weight_scales: Tensor,
     cols = min(1024, triton.next_power_of_2(width))
     grid, each = _tiles(rows, width, cols)
     _dequantize_kernel[grid](
-        out, sums, scales, weight_scales, bias, rows, width, out.stride(0), sums.stride(0), ROWS=each, COLS=cols, **OPTIONS
+        out,
+        sums,
+        scales,
+        weight_scales,
+        bias,
+        rows,
+        width,
+        out.stride(0),
+        sums.stride(0),
+        ROWS=each,
+        COLS=cols,
+        **OPTIONS,
     )

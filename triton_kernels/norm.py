@@ -3,7 +3,8 @@
     RMS norm:    out = x / sqrt(mean(x^2) + eps) * weight
     layer norm:  out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias
 
-and where out is of 8 bits, that in 8 bits with a scale of each row. [T, E] rows. Bound by memory: a row is read once (and the residual written) and out is written once.
+and where out is of 8 bits, that in 8 bits with a scale of each row. [T, E] rows. Bound by memory: a row is read
+once (and the residual written) and out is written once.
 Plan: a program holds whole rows in registers, as many as make 2048 elements, so a narrow row does not leave lanes idle.
 The tile follows from E alone, so a row's result does not depend on the batch.
 Limits: E up to MAX_WIDTH. Not measured on a GPU yet.
@@ -47,7 +48,13 @@ def _norm_kernel(
 
 
 def _norm(
-    out: Tensor, scales: Tensor | None, residual: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    out: Tensor,
+    scales: Tensor | None,
+    residual: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
 ) -> None:
     rows, width = out.shape
     if out.numel() == 0:

@@ -11,7 +11,7 @@ from .eight_bit import largest, quantize
 
 @triton.jit
 def store_rows(out, scales, y, row, rows, place, mask, dtype: tl.constexpr):
-    """Store rows of float32 `y` [R, C], 0 outside `mask`, at `out + place`: rounded to `dtype`, and in 8 bits if `scales`."""
+    """Store float32 `y` [R, C], 0 outside `mask`, at `out + place`: rounded to `dtype`, and with `scales` in 8 bits."""
     y = narrow(y, dtype)
     if scales is not None:
         y = y.to(tl.float32)

@@ -8,7 +8,7 @@ from typing import Any
 from .errors import ConfigError, UnsupportedModelError
 
 FAMILIES = ("llama", "gpt2")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float8")
 _MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 
@@ -44,6 +44,9 @@ class EngineConfig:
     adaptive_lookahead: draft only as many tokens as pay, by what steps cost and drafts achieve here and now;
         False drafts `lookahead` tokens whenever there is a match.
     cuda_graphs: on a GPU, capture the forward pass for every size of step when the engine starts, and replay it.
+    batch_invariant: linear layers of fixed shape, so that no bit of a row depends on the rows beside it: slower, and
+        lossless to the bit in bfloat16 as well.
+    fused_head: on a GPU with Triton, greedy steps find the likeliest token without writing the logits.
     """
 
     kv_bytes: int | None = None
@@ -55,9 +58,11 @@ class EngineConfig:
     lookahead: int = 64
     adaptive_lookahead: bool = True
     cuda_graphs: bool = True
+    batch_invariant: bool = False
+    fused_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("adaptive_lookahead", "cuda_graphs"):
+        for name in ("adaptive_lookahead", "cuda_graphs", "batch_invariant", "fused_head"):
             _check_bool(f"EngineConfig.{name}", getattr(self, name))
         for name, least in (
             ("kv_bytes", 1),

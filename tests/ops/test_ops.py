@@ -223,7 +223,16 @@ def test_forced_isa_passes_the_same_cases(isa):
     assert probe.stdout.strip() == isa
     if isa == _native.build_info()["isa"]:
         return  # the cases above ran on it
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "cpu and (against_float64 or 8_bits) or batch"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        __file__,
+        "-k",
+        "cpu and (against_float64 or 8_bits) or batch",
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -243,11 +252,11 @@ I8 = torch.zeros(2, 8, dtype=torch.int8)
 @pytest.mark.parametrize(
     ("op", "args", "message"),
     [
-        ("rms_norm", (F32, None, torch.empty(2, 9), F32[0], 1e-5), r"rms_norm: x: expected shape \[2, 8\], got \[2, 9\]"),
+        ("rms_norm", (F32, None, torch.empty(2, 9), F32[0], 1e-5), r"norm: x: expected shape \[2, 8\], got \[2, 9\]"),
         ("rms_norm", (F32.double(), None, F32, F32[0], 1e-5), "rms_norm: out: expected float32 or bfloat16"),
         ("rms_norm", (F32, None, F32, F32[0], 0.0), "rms_norm: eps: expected a positive number"),
         ("rms_norm", (F32, None, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
-        ("rms_norm", (I8, None, F32, F32[0], 1e-5), r"rms_norm: scales: expected float32 \[T\] for an output in int8, got"),
+        ("rms_norm", (I8, None, F32, F32[0], 1e-5), r"scales: expected float32 \[T\] for an output in int8, got"),
         ("gelu", (F32, F32[:, 0], F32), "gelu: scales: expected [nN]one for an output in float32, got a tensor"),
         ("gelu", (I8, F32[0], F32), r"gelu: scales: expected shape \[2\], got \[8\]"),
         ("quantize", (F32, F32[0, :2], F32), "quantize: out: expected int8 or float8_e4m3fn, got float32"),

@@ -31,6 +31,7 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .turns import Turns
 
+_EIGHT_BITS = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 Item = Request | Mapping[str, Any]
 
 
@@ -41,7 +42,8 @@ class Engine:
     runs steps, and a step serves every caller's sequences.
 
     device: "auto" (a GPU where there is one), "cpu" or "cuda[:n]". precision: "auto" (bfloat16 where the hardware
-    multiplies it fast, else float32), "float32" or "bfloat16".
+    multiplies it fast, else float32), "float32", "bfloat16", or "int8" or "float8": weights and inputs of the layers
+    are then of 8 bits, made when the engine starts, and the rest is as in "auto".
     backend: None (the device's own) or one of `qdengine.ops.BACKENDS`.
     """
 
@@ -59,10 +61,14 @@ class Engine:
         self.precision = _precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
         self._break_id = verbatim.break_id(self.tokenizer)
-        dtype = getattr(torch, self.precision)
+        number = _EIGHT_BITS.get(self.precision)
+        dtype = getattr(torch, self.precision if number is None else _precision("auto", self.device))
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
-        decoder = Decoder(shape, checkpoint.weights(), table, dtype, self.device)
+        decoder = Decoder(
+            shape, checkpoint.weights(), table, dtype, self.device, number,
+            self.config.batch_invariant, self.config.fused_head,
+        )  # fmt: skip
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
         cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device)

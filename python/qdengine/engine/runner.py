@@ -132,14 +132,14 @@ class Runner:
         if self.lag:
             drafts = min(drafts, sum(e.drafted for e in entries))
             tokens, rows = self._sizes(min(known + drafts, self._step_tokens), min(writers + drafts, self._step_tokens))
-            logits = (self.graphs.forward if self.graphs else self._forward)(tokens, rows)
+            kept = (self.graphs.forward if self.graphs else self._forward)(tokens, rows)
         else:
             self._pack(self._step_tokens, self._step_tokens)
             tokens, rows = int(self._q_indptr[-1]), int(self._row_indptr[-1])
-            logits = self._run(tokens, rows)
+            kept = self._run(tokens, rows)
         if any(entry.writes and entry.sequence.request.verbatim for entry in entries):
-            self._allow(logits)
-        sample(self._sampled, logits, self._row_indptr, entries)
+            self._allow(self.decoder.head.logits(kept))
+        sample(self._sampled, lambda: self.decoder.head.logits(kept), self._row_indptr, entries)
         (self.graphs.finish if self.graphs else self._finish)()
         self._result.fetch(copy)
         return Flight(entries, copy, tokens, began, self._now())
@@ -198,7 +198,7 @@ class Runner:
         )  # fmt: skip
 
     def _forward(self, tokens: int, rows: int) -> Tensor:
-        """Draft, and compute a step of at most so many tokens, and rows wanted. The rows' logits."""
+        """Draft, and compute a step of at most so many tokens, and rows wanted. What the head keeps of the rows."""
         self._propose()
         self._pack(tokens, rows)
         return self._run(tokens, rows)
@@ -209,9 +209,9 @@ class Runner:
             block_tables=self._plan.device["block_tables"], kv_lens=self._kv_lens, q_indptr=self._q_indptr,
             rows=self._rows[:rows],
         )  # fmt: skip
-        logits = self.decoder.forward(inputs, self.cache)
-        self._ops.greedy_argmax(self._sampled[:rows], logits)
-        return logits
+        kept = self.decoder.forward(inputs, self.cache)
+        self.decoder.head.argmax(self._sampled[:rows], kept)
+        return kept
 
     def _allow(self, logits: Tensor) -> None:
         """The choice of verbatim sequences, among what they may write. Steps without any are spared it."""

@@ -6,6 +6,8 @@ have chosen it, and lookahead, batch and preemption change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,16 +15,19 @@ from torch import Tensor
 from .scheduler import Entry
 
 
-def sample(chosen: Tensor, logits: Tensor, row_indptr: Tensor, entries: list[Entry]) -> None:
-    """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: [R, V]; the rows
-    of the sequence in row r are row_indptr[r] to row_indptr[r + 1]. Waits for the device only when an entry samples."""
+def sample(chosen: Tensor, logits: Callable[[], Tensor], row_indptr: Tensor, entries: list[Entry]) -> None:
+    """Replace the greedy choice in `chosen` (int32 [R]) for the rows of entries that sample. logits: makes
+    [R, V]; the rows of the sequence in row r are row_indptr[r] to row_indptr[r + 1]. Waits for the device, and asks for
+    the logits, only when an entry samples."""
     sampling = [entry for entry in entries if entry.writes and entry.sequence.request.temperature > 0.0]
-    indptr = row_indptr.tolist() if sampling else []
+    if not sampling:
+        return
+    indptr, rows = row_indptr.tolist(), logits()
     for entry in sampling:
         request, begin = entry.sequence.request, indptr[entry.sequence.row]
         position = entry.begin + entry.new
         drawn = [
-            draw(logits[begin + k], request.temperature, request.top_p, request.seed, position + k)
+            draw(rows[begin + k], request.temperature, request.top_p, request.seed, position + k)
             for k in range(indptr[entry.sequence.row + 1] - begin)
         ]
         chosen[begin : begin + len(drawn)] = torch.tensor(drawn, dtype=torch.int32)

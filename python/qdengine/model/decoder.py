@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..ops import OpTable
+from . import linear
+from .head import Head
 from .kv_cache import KVCache
-from .linear import Linear
 from .rope import rope_tables
 
 
@@ -31,55 +32,87 @@ class StepInputs:
     rows: Tensor
 
 
+Rows = tuple[Tensor, Tensor | None]
+"""What a linear layer takes: rows in the model's dtype and None, or in 8 bits and their scales."""
+
+
+def _rows(like: Tensor, width: int, number: torch.dtype | None) -> Rows:
+    out = torch.empty(len(like), width, dtype=number or like.dtype, device=like.device)
+    return out, None if number is None else torch.empty(len(like), device=like.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What the parts of a decoder are made from. number: of weights and activations of the layers, int8 or
+    float8_e4m3fn; None for the model's dtype."""
+
+    ops: OpTable
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    number: torch.dtype | None
+    batch_invariant: bool
+
+    def linear(self, name: str) -> linear.Layer:
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        return linear.make(self.ops, weight, bias, self.number, self.batch_invariant)
+
+
 class _Norm:
-    def __init__(self, ops: OpTable, weights: dict[str, Tensor], name: str, eps: float) -> None:
-        self.weight, self.bias, self.eps = weights[f"{name}.weight"], weights.get(f"{name}.bias"), eps
-        self._ops = ops
+    """Writes `number`, with scales if it has 8 bits; None: the dtype of its input."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        out = torch.empty_like(x)
+    def __init__(self, build: _Build, name: str, number: torch.dtype | None) -> None:
+        self.weight, self.bias = build.weights[f"{name}.weight"], build.weights.get(f"{name}.bias")
+        self.eps, self.number, self._ops = build.config.norm_eps, number, build.ops
+
+    def __call__(self, x: Tensor) -> Rows:
+        out, scales = _rows(x, x.shape[1], self.number)
         if self.bias is None:
-            self._ops.rms_norm(out, None, x, self.weight, self.eps)
+            self._ops.rms_norm(out, scales, x, self.weight, self.eps)
         else:
-            self._ops.layer_norm(out, None, x, self.weight, self.bias, self.eps)
-        return out
+            self._ops.layer_norm(out, scales, x, self.weight, self.bias, self.eps)
+        return out, scales
 
-    def add(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add(self, residual: Tensor, x: Tensor) -> Rows:
         """residual += x; returns its norm."""
-        out = torch.empty_like(residual)
+        out, scales = _rows(residual, residual.shape[1], self.number)
         if self.bias is None:
-            self._ops.add_rms_norm(out, None, residual, x, self.weight, self.eps)
+            self._ops.add_rms_norm(out, scales, residual, x, self.weight, self.eps)
         else:
-            self._ops.add_layer_norm(out, None, residual, x, self.weight, self.bias, self.eps)
-        return out
+            self._ops.add_layer_norm(out, scales, residual, x, self.weight, self.bias, self.eps)
+        return out, scales
 
 
 class _Layer:
-    def __init__(self, ops: OpTable, config: ModelConfig, weights: dict[str, Tensor], index: int) -> None:
-        def linear(name: str) -> Linear:
-            return Linear(weights[f"{prefix}.{name}.weight"], weights.get(f"{prefix}.{name}.bias"))
-
+    def __init__(self, build: _Build, index: int) -> None:
         prefix = f"layers.{index}"
-        self.norm1 = _Norm(ops, weights, f"{prefix}.norm1", config.norm_eps)
-        self.norm2 = _Norm(ops, weights, f"{prefix}.norm2", config.norm_eps)
-        self.qkv, self.out, self.down = linear("qkv"), linear("out"), linear("down")
-        self.up = linear("gate_up" if config.family == "llama" else "up")
-        self.q_norm, self.k_norm = weights.get(f"{prefix}.q_norm.weight"), weights.get(f"{prefix}.k_norm.weight")
+        self.norm1 = _Norm(build, f"{prefix}.norm1", build.number)
+        self.norm2 = _Norm(build, f"{prefix}.norm2", build.number)
+        self.qkv, self.out, self.down = (build.linear(f"{prefix}.{name}") for name in ("qkv", "out", "down"))
+        self.up = build.linear(f"{prefix}.{'gate_up' if build.config.family == 'llama' else 'up'}")
+        self.q_norm, self.k_norm = (build.weights.get(f"{prefix}.{name}.weight") for name in ("q_norm", "k_norm"))
 
 
 class Decoder:
-    """Weights (canonical names, see `checkpoint`) bound to one backend, dtype and device."""
+    """Weights (canonical names, see `checkpoint`) bound to one backend, dtype and device.
+
+    number: of weights and activations of the layers: int8 or float8_e4m3fn, made here, or None for dtype.
+    batch_invariant, fused_head: as in `EngineConfig`.
+    """
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], ops: OpTable, dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, config: ModelConfig, weights: dict[str, Tensor], ops: OpTable, dtype: torch.dtype, device: torch.device,
+        number: torch.dtype | None = None, batch_invariant: bool = False, fused_head: bool = False,
+    ) -> None:  # fmt: skip
+        if number is not None:
+            linear.require(number, device)
         weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
-        self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
+        build = _Build(ops, config, weights, number, batch_invariant)
+        self.config, self.ops, self.dtype, self.device, self.number = config, ops, dtype, device, number
         self.embed = weights["embed.weight"]
         self.positions = weights.get("positions.weight")
-        self.layers = [_Layer(ops, config, weights, i) for i in range(config.layers)]
-        self.norm = _Norm(ops, weights, "norm", config.norm_eps)
-        self.head = Linear(weights.get("head.weight", self.embed))
+        self.layers = [_Layer(build, i) for i in range(config.layers)]
+        self.norm = _Norm(build, "norm", None)
+        self.head = Head(ops, weights.get("head.weight", self.embed), batch_invariant, fused_head)
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         if self.positions is None:
@@ -88,7 +121,8 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
-        """Logits of the wanted rows, [R, V] in the model's dtype; the cache gets the step's keys and values."""
+        """The wanted rows as the head keeps them: logits, [R, V] in the model's dtype, or what it makes those from.
+        The cache gets the step's keys and values."""
         residual = self.embed.index_select(0, step.ids)
         if self.positions is not None:
             residual += self.positions.index_select(0, step.positions)
@@ -97,18 +131,19 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             mixed = self._attend(i, layer, x, step, cache)
             if i == last:  # behind the last attention only the wanted rows matter
-                if len(step.rows) == 0:
-                    return residual.new_empty(0, self.config.vocab_size)
                 mixed, residual = mixed.index_select(0, step.rows), residual.index_select(0, step.rows)
-            x = layer.norm2.add(residual, layer.out(mixed))
-            x = layer.down(self._activate(layer.up(x)))
-            x = (self.norm if i == last else self.layers[i + 1].norm1).add(residual, x)
-        return self.head(x)
+                if len(step.rows) == 0:
+                    return self.head(residual)
+            x = layer.norm2.add(residual, layer.out(*self._quantize(mixed)))
+            x = (self.norm if i == last else self.layers[i + 1].norm1).add(
+                residual, layer.down(*self._activate(layer.up(*x)))
+            )
+        return self.head(x[0])
 
-    def _attend(self, index: int, layer: _Layer, x: Tensor, step: StepInputs, cache: KVCache) -> Tensor:
+    def _attend(self, index: int, layer: _Layer, x: Rows, step: StepInputs, cache: KVCache) -> Tensor:
         config = self.config
-        qkv = layer.qkv(x)
-        q = torch.empty(len(x), config.heads, config.head_width, dtype=x.dtype, device=x.device)
+        qkv = layer.qkv(*x)
+        q = torch.empty(len(qkv), config.heads, config.head_width, dtype=qkv.dtype, device=qkv.device)
         keys, values = cache.keys[index], cache.values[index]
         self.ops.rope_append(
             q, keys, values, qkv, step.positions, step.slots,
@@ -120,11 +155,18 @@ class Decoder:
         )
         return out.flatten(1)
 
-    def _activate(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Rows:
+        if self.number is None:
+            return x, None
+        out, scales = _rows(x, x.shape[1], self.number)
+        self.ops.quantize(out, scales, x)
+        return out, scales
+
+    def _activate(self, x: Tensor) -> Rows:
         if self.config.family == "gpt2":
-            out = torch.empty_like(x)
-            self.ops.gelu(out, None, x)
+            out, scales = _rows(x, x.shape[1], self.number)
+            self.ops.gelu(out, scales, x)
         else:
-            out = torch.empty(len(x), x.shape[1] // 2, dtype=x.dtype, device=x.device)
-            self.ops.silu_mul(out, None, x)
-        return out
+            out, scales = _rows(x, x.shape[1] // 2, self.number)
+            self.ops.silu_mul(out, scales, x)
+        return out, scales

@@ -1,20 +1,146 @@
-"""Linear layers as library calls: on a CPU oneDNN with weights packed once, elsewhere torch's own."""
+"""Linear layers, y = x weight^T + bias, as library calls: oneDNN, cuBLAS and cuBLASLt through torch; in Triton where a
+row's bits must not depend on the batch.
+
+Every class has one interface: weight [out, in] and bias [out] or None when it is made; then x [T, in], or numbers of
+8 bits with scales [T], to y [T, out] in the weight's dtype.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..errors import BackendError, ConfigError
+from ..ops import OpTable
+
+FIXED_ROWS = 16
+"""Rows of every product of a batch-invariant layer on a CPU: with AMX 16 cost as much as one."""
+
+
+class Layer(Protocol):
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor: ...
+
 
 class Linear:
-    """y = x weight^T + bias. x: [T, in]; weight: [out, in]; bias: [out] or None."""
+    """The library's product. Its rounding may depend on the number of rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
         self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return torch.nn.functional.linear(x, self.weight, self.bias)
+
+
+class FixedRowsLinear(Linear):
+    """Batch-invariant on a CPU: the library only ever sees FIXED_ROWS rows, the last of them padding."""
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % FIXED_ROWS))
+        parts = [super(FixedRowsLinear, self).__call__(part) for part in padded.split(FIXED_ROWS)]
+        return torch.cat(parts)[: len(x)]
+
+
+class TiledLinear:
+    """Batch-invariant on a GPU: tiles of one size, in Triton. number: float8_e4m3fn, or None for the weight's dtype."""
+
+    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, number: torch.dtype | None = None) -> None:
+        from ..ops.triton.linear import linear
+
+        self._linear, self.bias, self._dtype = linear, bias, weight.dtype
+        self.weight = weight
+        self.scales: Tensor | None = None
+        if number is not None:
+            self.weight, self.scales = _quantized(ops, weight, number)
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        out = torch.empty(len(x), len(self.weight), dtype=self._dtype, device=x.device)
+        self._linear(out, x, scales, self.weight, self.scales, self.bias)
+        return out
+
+
+class Int8Linear:
+    """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns."""
+
+    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None) -> None:
+        if weight.is_cuda:
+            _check_widths(weight, "int8", 8)
+        self._ops, self.bias, self._dtype = ops, bias, weight.dtype
+        self.weight, self.scales = _quantized(ops, weight, torch.int8)
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        rows = len(x)
+        if x.is_cuda and rows <= 16:  # cuBLASLt wants more
+            x = torch.nn.functional.pad(x, (0, 0, 0, 32 - rows))
+        sums = torch._int_mm(x, self.weight.t())[:rows]
+        out = torch.empty(sums.shape, dtype=self._dtype, device=x.device)
+        self._ops.dequantize(out, sums, scales, self.scales, self.bias)
+        return out
+
+
+class Float8Linear:
+    """float8_e4m3fn by float8_e4m3fn, with sums in float32 and the scales of rows and columns. bfloat16 results."""
+
+    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None) -> None:
+        _check_widths(weight, "float8", 16)
+        self.bias, self._dtype = bias, weight.dtype
+        self.weight, scales = _quantized(ops, weight, torch.float8_e4m3fn)
+        self.scales = scales.unsqueeze(0)
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        assert scales is not None
+        return torch._scaled_mm(
+            x, self.weight.t(), scale_a=scales.unsqueeze(1), scale_b=self.scales, bias=self.bias, out_dtype=self._dtype
+        )
+
+
+def make(ops: OpTable, weight: Tensor, bias: Tensor | None, number: torch.dtype | None, batch_invariant: bool) -> Layer:
+    """The layer for weights and activations in `number` (int8, float8_e4m3fn; None: the weight's dtype)."""
+    if number == torch.int8:
+        return Int8Linear(ops, weight, bias)
+    if batch_invariant:
+        return FixedRowsLinear(weight, bias) if weight.device.type == "cpu" else TiledLinear(ops, weight, bias, number)
+    return Linear(weight, bias) if number is None else Float8Linear(ops, weight, bias)
+
+
+def require(number: torch.dtype, device: torch.device) -> None:
+    """Raise `BackendError` where `device` cannot multiply numbers of 8 bits as the layers need it."""
+    if number == torch.float8_e4m3fn:
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+            raise BackendError(
+                f"precision 'float8' needs a GPU of compute capability 8.9 or later (L4, L20, L40, H100), and {device} "
+                "is none; use precision 'int8' or 'bfloat16'"
+            )
+    elif device.type == "cpu" and not _exact_on_cpu():
+        raise BackendError(
+            "precision 'int8' needs a CPU that adds products of int8 exactly (AVX-512 VNNI, AVX-VNNI or AMX), and this "
+            "one saturates; use precision 'auto'"
+        )
+
+
+def _exact_on_cpu() -> bool:
+    """Without VNNI, oneDNN adds pairs of products in 16 bits, which the largest numbers do not fit."""
+    x, weight = torch.full((17, 64), 127, dtype=torch.int8), torch.full((64, 48), 127, dtype=torch.int8)
+    want = 127 * 127 * 64
+    return bool((torch._int_mm(x, weight) == want).all() and (torch._int_mm(-x, weight) == -want).all())
+
+
+def _quantized(ops: OpTable, weight: Tensor, number: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weight in 8 bits, and the scales of its rows."""
+    numbers = torch.empty(weight.shape, dtype=number, device=weight.device)
+    scales = torch.empty(len(weight), device=weight.device)
+    ops.quantize(numbers, scales, weight)
+    return numbers, scales
+
+
+def _check_widths(weight: Tensor, precision: str, multiple: int) -> None:
+    if any(n % multiple for n in weight.shape):
+        raise ConfigError(
+            f"precision {precision!r} needs layers whose widths are multiples of {multiple}; this model has one of "
+            f"{weight.shape[1]} to {weight.shape[0]}; use precision 'bfloat16'"
+        )

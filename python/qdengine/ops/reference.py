@@ -37,8 +37,8 @@ def _write(out: Tensor, scales: Tensor | None, y: Tensor, dtype: torch.dtype) ->
 def rms_norm(out: Tensor, scales: Tensor | None, x: Tensor, weight: Tensor, eps: float) -> None:
     """out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight (arXiv 1910.07467). out, x: [T, E]; weight: [E].
 
-    As of every op with `scales`, out has the dtype of the inputs and scales is None, or out is int8 or float8_e4m3fn and
-    scales float32 [T]: the result, rounded to the dtype of the inputs, is then written as by `quantize`.
+    As of every op with `scales`, out has the dtype of the inputs and scales is None, or out is int8 or float8_e4m3fn
+    and scales float32 [T]: the result, rounded to the dtype of the inputs, is then written as by `quantize`.
     """
     wide = _wide(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
@@ -90,7 +90,7 @@ def quantize(out: Tensor, scales: Tensor, x: Tensor) -> None:
 
 
 def dequantize(out: Tensor, sums: Tensor, scales: Tensor, weight_scales: Tensor, bias: Tensor | None) -> None:
-    """out[t, f] = sums[t, f] * scales[t] * weight_scales[f] + bias[f]: what the product of two int8 matrices stands for.
+    """out[t, f] = sums[t, f] * scales[t] * weight_scales[f] + bias[f]: what a product of int8 matrices stands for.
 
     out: [T, F]; sums: int32 [T, F], the products' exact sums; scales: float32 [T], of the rows (`quantize`);
     weight_scales: float32 [F], of the weight's rows; bias: [F] or None.

@@ -1,0 +1,45 @@
+"""The last layer: logits of the vocabulary, and the likeliest token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..ops import OpTable
+from . import linear
+
+
+class Head:
+    """Of the rows that a step wants, `__call__` makes what is kept, which `argmax` and `logits` take.
+
+    That is their logits [R, V]; `fused`, the rows [R, E] themselves: argmax is then one kernel with the product, and
+    writes no logits. weight: [V, E].
+    """
+
+    def __init__(self, ops: OpTable, weight: Tensor, batch_invariant: bool, fused: bool) -> None:
+        self._ops, self._weight, self._fused = ops, weight, fused
+        self._linear = linear.make(ops, weight, None, None, batch_invariant)
+        if fused:
+            if ops.backend not in ("cuda", "triton"):
+                raise ConfigError(
+                    f"EngineConfig.fused_head is a Triton kernel for a GPU; backend {ops.backend!r} has none: leave it"
+                )
+            from ..ops.triton.linear import argmax_tiles, linear_argmax
+
+            self._linear_argmax, self._tiles = linear_argmax, argmax_tiles(len(weight))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self._fused else self._linear(x)
+
+    def logits(self, kept: Tensor) -> Tensor:
+        """[R, V], in the weight's dtype."""
+        return self._linear(kept) if self._fused else kept
+
+    def argmax(self, out: Tensor, kept: Tensor) -> None:
+        """out[r] = the lowest id with the highest logit (`greedy_argmax`). out: int32 [R]."""
+        if self._fused:
+            workspace = torch.empty(len(kept), self._tiles, dtype=torch.int64, device=kept.device)
+            self._linear_argmax(out, workspace, kept, self._weight)
+        else:
+            self._ops.greedy_argmax(out, kept)
