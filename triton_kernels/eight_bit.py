@@ -25,7 +25,8 @@ def widen(x):
         bits = x.to(tl.uint16)
         bits = ((bits & 0x7F) << 7) | ((bits & 0x80) << 8)
         return bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
-    return x.to(tl.float32)
+    else:
+        return x.to(tl.float32)
 
 
 @triton.jit
@@ -45,5 +46,6 @@ def quantize(x, dtype: tl.constexpr):
         near = ((size.to(tl.float32, bitcast=True) + magic) - magic) * 0.00390625
         code = near.to(tl.float16).to(tl.uint16, bitcast=True) >> 7
         return (code | ((bits >> 24) & 0x80).to(tl.uint16)).to(tl.uint8)
-    cut = tl.minimum(tl.maximum(x, -127.0), 127.0)
-    return ((cut + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 * 2^23
+    else:
+        cut = tl.minimum(tl.maximum(x, -127.0), 127.0)
+        return ((cut + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 * 2^23

@@ -28,7 +28,8 @@ def _operand(x):
     """As tl.dot takes it; bytes are float8."""
     if x.dtype == tl.uint8:
         return widen(x) if INTERPRETED else x.to(tl.float8e4nv, bitcast=True)
-    return factor(x)
+    else:
+        return factor(x)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from .errors import QdengineError
 ENGINE_OPTIONS = [
     click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:n]."),
-    click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16, int8 or float8."),
     click.option("--lookahead", type=click.IntRange(0), help="Most drafted tokens a step; 0 for none. [default: 64]"),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a summary. [default: 96]"),
     click.option(

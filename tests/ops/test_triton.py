@@ -285,6 +285,7 @@ def test_compiles(tmp_path, arch):
     assert done.returncode == 0, done.stderr[-3000:]
     shared = dict(line.split() for line in done.stdout.splitlines())
     kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_allowed", "_propose", "_verify"}
+    kernels |= {"_dequantize", "_linear", "_linear_argmax", "_best"}
     assert set(shared) == {f"{name}_kernel" for name in kernels}
     assert max(map(int, shared.values())) <= {80: 163, 89: 99, 90: 227}[arch] * 1024
 
@@ -315,12 +316,12 @@ def compile_everything(arch: int) -> None:
 
     driver.set_active(Driver())
     JITFunction.run = compile_only
-    for op, args in launches():
+    for op, args in launches(arch):
         getattr(triton_kernels, op)(*args)
     print(*(f"{name} {size}" for name, size in shared.items()), sep="\n")
 
 
-def launches():
+def launches(arch: int):
     """Calls that between them reach every branch of every kernel, in the shapes of SmolLM2-135M and wider heads."""
 
     def index(*shape):
@@ -332,6 +333,21 @@ def launches():
         yield "add_layer_norm", (x, None, x, x, x[0], x[0], 1e-5)
         yield "silu_mul", (up[:, :1536], None, up)
         yield "gelu", (up, None, up)
+        for number in (torch.int8, torch.float8_e4m3fn):
+            numbers, scales = torch.empty(32, 3072, dtype=number), torch.empty(32)
+            yield "add_rms_norm", (numbers[:, :576], scales, x, x, x[0], 1e-5)
+            yield "layer_norm", (numbers[:, :576], scales, x, x[0], x[0], 1e-5)
+            yield "silu_mul", (numbers[:, :1536], scales, up)
+            yield "gelu", (numbers, scales, up)
+            yield "quantize", (numbers, scales, up)
+        for bias in (None, up[0]):
+            yield "dequantize", (up, index(32, 3072), scales, torch.empty(3072), bias)
+            yield "linear", (up, x, None, torch.empty(3072, 576, dtype=dtype), None, bias)
+            if arch >= 89:
+                small, weight = numbers[:, :576], torch.empty(3072, 576, dtype=number)
+                yield "linear", (up, small, scales, weight, torch.empty(3072), bias)
+        ids, workspace = index(32), torch.empty(32, 384, dtype=torch.int64)
+        yield "linear_argmax", (ids, workspace, x, torch.empty(49152, 576, dtype=dtype))
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
         arrays = (index(4, 512), index(4, 512), index(4, 4), index(4, 64), index(4), index(49152), index(2))
         yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)

@@ -1,0 +1,108 @@
+"""The engine with layers in 8 bits, with batch-invariant ones, and with a head that writes no logits."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from qdengine import Engine, EngineConfig, errors, ops
+from qdengine.checkpoint import load
+from qdengine.model.decoder import Decoder, StepInputs
+from qdengine.model.kv_cache import KVCache
+from qdengine.model.linear import Int8Linear
+from tiny import TEXT, tiny_bundle
+
+BATCH = [{"query": query, "document": TEXT * n} for query, n in (("fox", 1), ("When do trains leave?", 3), ("rain", 2))]
+FAMILIES = ("llama", "qwen3", "gpt2")
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1, no GPU"
+)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return {family: tiny_bundle(folder, family) for family in FAMILIES}
+
+
+def open_engine(bundle, precision="float32", backend=None, **options):
+    options = {"kv_bytes": 1 << 23, "max_new_tokens": 40, **options}
+    return Engine.from_pretrained(bundle, "cpu", precision, EngineConfig(**options), backend)
+
+
+def written(engine, batch=BATCH) -> list[list[int]]:
+    summaries = engine.summarize(batch)
+    assert not any(summary.error for summary in summaries)
+    return [summary.token_ids for summary in summaries]
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lossless_to_the_bit(bundles, family, precision):
+    """Batch-invariant, no bit depends on drafts, batch or chunks: not in 16 bits, and not in 8."""
+    with open_engine(bundles[family], precision, batch_invariant=True, lookahead=0) as engine:
+        plain = [written(engine, [item])[0] for item in BATCH]
+    assert len({*plain[1]}) > 2
+    for options in ({}, {"adaptive_lookahead": False}, {"max_step_tokens": 19, "max_sequences": 2, "lookahead": 7}):
+        with open_engine(bundles[family], precision, batch_invariant=True, **options) as engine:
+            assert written(engine) == plain, options
+            assert written(engine) == plain, "a warm document changes nothing"
+
+
+def logits(bundle, number: torch.dtype | None, backend: str = "cpu", count: int = 80) -> torch.Tensor:
+    """Of the first tokens of a text, in float32."""
+    checkpoint, table, cpu = load(bundle), ops.load(backend), torch.device("cpu")
+    decoder = Decoder(checkpoint.config, checkpoint.weights(), table, torch.float32, cpu, number)
+    ids = torch.tensor(checkpoint.tokenizer().encode(TEXT * 2).ids[:count], dtype=torch.int32)
+    assert len(ids) == count
+    places = torch.arange(count, dtype=torch.int32)
+    inputs = StepInputs(
+        ids, places, places, torch.arange(-(-count // 16), dtype=torch.int32)[None], torch.tensor([count]).int(),
+        torch.tensor([0, count]).int(), places,
+    )  # fmt: skip
+    kept = decoder.forward(inputs, KVCache(checkpoint.config, 1 << 22, 16, torch.float32, cpu))
+    return decoder.head.logits(kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_is_near_the_whole_model(bundles, family):
+    whole, small = logits(bundles[family], None), logits(bundles[family], torch.int8)
+    assert 0 < (small - whole).norm() < 0.05 * whole.norm()
+
+
+def test_int8_keeps_no_wider_weights(bundles):
+    with open_engine(bundles["llama"], "int8") as engine:
+        assert engine.precision == "int8"
+        for layer in engine._runner.decoder.layers:
+            for linear in (layer.qkv, layer.out, layer.up, layer.down):
+                assert isinstance(linear, Int8Linear)
+                assert linear.weight.dtype == torch.int8
+
+
+def test_float8_needs_a_gpu(bundles):
+    with pytest.raises(errors.BackendError, match="precision 'float8' needs a GPU"):
+        open_engine(bundles["llama"], "float8")
+
+
+@needs_interpreter
+def test_fused_head(bundles):
+    """The same tokens without logits, and logits for a request that samples."""
+    short = {"query": "fox", "document": "The quick brown fox.", "max_new_tokens": 2}
+    made = []
+    for backend, fused in (("cpu", False), ("triton", True)):
+        with open_engine(bundles["llama"], backend=backend, fused_head=fused, lookahead=4) as engine:
+            made.append(written(engine, [short, {**short, "temperature": 1.0}]))
+    assert made[0] == made[1]
+
+
+@needs_interpreter
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_int8_in_triton(bundles, family):
+    whole, small = (logits(bundles[family], number, "triton", 5) for number in (None, torch.int8))
+    assert 0 < (small - whole).norm() < 0.05 * whole.norm()
+
+
+def test_a_fused_head_needs_triton(bundles):
+    with pytest.raises(errors.ConfigError, match=r"fused_head is a Triton kernel for a GPU; backend 'cpu' has none"):
+        open_engine(bundles["llama"], fused_head=True)
