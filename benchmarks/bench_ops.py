@@ -22,10 +22,8 @@ SEQUENCES = 256  # most, of ops whose rows are sequences
 CONTEXT, DOCUMENT, DRAFT = 640, 4000, 64
 E, F, H, G, D = SHAPE.width, SHAPE.ffn_width, SHAPE.heads, SHAPE.kv_heads, SHAPE.head_width
 # Arithmetic operations an element, for the row ops; a square root or an exponential counts as one.
-OPERATIONS = {
-    "rms_norm": 4, "layer_norm": 7, "add_rms_norm": 5, "add_layer_norm": 8, "silu_mul": 5, "gelu": 9, "quantize": 3,
-    "dequantize": 2,
-}  # fmt: skip
+OPERATIONS = {"rms_norm": 4, "layer_norm": 7, "add_rms_norm": 5, "add_layer_norm": 8, "silu_mul": 5, "gelu": 9}
+OPERATIONS |= {"quantize": 4, "dequantize": 3}
 
 
 def _x(dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -14,8 +14,9 @@ namespace {
 
 constexpr int kWarps = 4;
 
+// 8 blocks on a multiprocessor leave 64 registers a thread, which is enough for all to be held.
 template <class T, class Out, int kPack, int kHeld>
-__global__ __launch_bounds__(kWarps * kWarp) void norm_kernel(NormArgs a) {
+__global__ __launch_bounds__(kWarps * kWarp, 8) void norm_kernel(NormArgs a) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= a.rows) return;
   using P = Pack<T, kPack>;

@@ -245,8 +245,8 @@ def test_unknown_isa_is_named():
 
 
 F32, I32 = torch.empty(2, 8), torch.zeros(2, 4, dtype=torch.int32)
-I8 = torch.zeros(2, 8, dtype=torch.int8)
 ALLOWED = (I32[:, 0].clone(), F32, I32[0, :3], I32, I32, I32, I32, I32[0, :2])
+I8 = torch.zeros(2, 8, dtype=torch.int8)
 
 
 @pytest.mark.parametrize(

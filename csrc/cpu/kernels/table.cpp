@@ -21,7 +21,7 @@ void commit_step(const CommitArgs&, Stream);
 void admit_rows(const AdmitArgs&, Stream);
 
 extern const Kernels table;
-const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, quantize, dequantize, rope_append, paged_attention,
-                       greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
+const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, quantize, dequantize, rope_append,
+                       paged_attention, greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -66,7 +66,8 @@ class Engine:
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
         decoder = Decoder(
-            shape, checkpoint.weights(), table, dtype, self.device, number, config.batch_invariant, config.fused_head
+            shape, checkpoint.weights(), table, dtype, self.device, number,
+            self.config.batch_invariant, self.config.fused_head,
         )  # fmt: skip
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
