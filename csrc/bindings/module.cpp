@@ -41,11 +41,12 @@ PYBIND11_MODULE(_native, m) {
         py::arg("bias"), py::arg("eps"), free_gil);
   m.def("silu_mul", &ops::silu_mul, py::arg("out"), py::arg("gate_up"), free_gil);
   m.def("gelu", &ops::gelu, py::arg("out"), py::arg("x"), free_gil);
-  m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("qkv"),
-        py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("q_weight"), py::arg("k_weight"),
-        py::arg("eps"), free_gil);
+  m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("k_scales"),
+        py::arg("v_scales"), py::arg("qkv"), py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"),
+        py::arg("q_weight"), py::arg("k_weight"), py::arg("eps"), free_gil);
   m.def("paged_attention", &ops::paged_attention, py::arg("out"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"),
-        py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_indptr"), py::arg("scale"), free_gil);
+        py::arg("k_scales"), py::arg("v_scales"), py::arg("workspace"), py::arg("block_tables"), py::arg("kv_lens"),
+        py::arg("q_indptr"), py::arg("scale"), free_gil);
   m.def("greedy_argmax", &ops::greedy_argmax, py::arg("out"), py::arg("logits"), free_gil);
   m.def("ngram_propose", &ops::ngram_propose, py::arg("drafts"), py::arg("draft_lens"), py::arg("tokens"),
         py::arg("ranks"), py::arg("bounds"), py::arg("limits"), free_gil);

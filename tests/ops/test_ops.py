@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import Case, cases
+from cases import EIGHT_BIT, Case, cases
 from qdengine import ops
 from qdengine.errors import BackendError
 from tolerances import TOLERANCES
@@ -34,14 +34,15 @@ def backends() -> list:
 
 def guarded(x: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A copy of `x` in the middle of a buffer whose other elements must survive the call."""
-    buffer = torch.full((x.numel() + 64,), GUARD, dtype=x.dtype, device=device)
+    dtype = torch.uint8 if x.dtype == torch.float8_e4m3fn else x.dtype
+    buffer = torch.full((x.numel() + 64,), GUARD, dtype=dtype, device=device)
     view = buffer[32 : 32 + x.numel()].view(x.shape)
-    view.copy_(x)
-    return view, buffer
+    view.copy_(x.view(dtype))
+    return view.view(x.dtype), buffer
 
 
 def wide(x):
-    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.itemsize > 1 else x
 
 
 def run(table: ops.OpTable, case: Case, device: str) -> list[torch.Tensor]:
@@ -73,7 +74,7 @@ def slack(case: Case, backend: str) -> torch.Tensor | float:
     if backend != "cuda" or case.op != "paged_attention" or case.args[1].dtype == torch.float32:
         return 0.0
     args = list(case.args)
-    args[3] = args[3].abs()
+    args[3] = args[3].float().abs()
     magnitude = expected(Case(case.op, case.name, tuple(args), case.outputs))[0]
     return TOLERANCES[case.args[1].dtype][0] * magnitude
 
@@ -89,7 +90,9 @@ def test_against_float64(backend, op, dtype):
     assert chosen
     for case in chosen:
         for got, want in zip(run(table, case, device), expected(case), strict=True):
-            if got.is_floating_point():
+            if got.dtype == torch.float8_e4m3fn:
+                assert torch.equal(got.view(torch.uint8), want.view(torch.uint8)), case.name
+            elif got.is_floating_point():
                 allowed = relative * want.abs() + absolute + slack(case, backend)
                 worst = ((got.double() - want).abs() / allowed).max().item() if want.numel() else 0.0
                 assert worst <= 1.0, f"{case.name}: {worst:.2f} times the tolerance"
@@ -101,16 +104,51 @@ def test_rows_do_not_depend_on_the_batch():
     """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
     table = ops.load("cpu")
     for case in [c for c in cases(torch.float32) if c.op == "paged_attention"]:
-        out, q, k, v, blocks, lens, indptr, scale = case.args
-        table.paged_attention(out, q, k, v, blocks, lens, indptr, scale)
+        out, q, *cache, blocks, lens, indptr, scale = case.args
+        table.paged_attention(*case.args)
         for s in range(len(lens)):
             begin, end = indptr[s].item(), indptr[s + 1].item()
             for cut in {begin, (begin + end) // 2}:
                 part = torch.empty_like(out[cut:end])
                 bounds = torch.tensor([0, end - cut], dtype=torch.int32)
-                rows = (q[cut:end].clone(), k, v, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
+                rows = (q[cut:end].clone(), *cache, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
                 table.paged_attention(part, *rows)
                 assert torch.equal(part, out[cut:end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", backends()[1:])
+def test_numbers_of_8_bits_are_the_references(backend, dtype):
+    """Where the rotation rounds nothing, every bit of caches and scales is defined."""
+    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
+    chosen = [c for c in cases(DTYPES[dtype]) if c.op == "rope_append" and len(c.outputs) == 5][::4]
+    for case in chosen:
+        args = [x.clone() if isinstance(x, torch.Tensor) else x for x in case.args]
+        REFERENCE.rope_append(*args)
+        for i, got in enumerate(run(ops.load(backend), case, device)):
+            assert torch.equal(got.view(torch.uint8), args[i].view(torch.uint8)), f"{case.name}: output {i}"
+
+
+@pytest.mark.parametrize("cached", EIGHT_BIT, ids=str)
+@pytest.mark.parametrize("backend", backends())
+def test_numbers_of_8_bits_are_near(backend, cached):
+    """Rotated, normalised, tiny, huge and zero heads come back to within half the distance of two numbers."""
+    device = "cuda" if torch.cuda.is_available() and backend in ("cuda", "triton") else "cpu"
+    case = next(c for c in cases(torch.float32) if c.op == "rope_append" and c.name == "H9G3D64P16-2-float32")
+    q, k, v, _, _, qkv, positions, slots, *rest = case.args
+    qkv, positions = qkv * torch.logspace(-15, 15, len(qkv))[:, None], positions.clamp(max=3)
+    qkv[3] = 0.0
+    want = [torch.zeros_like(k), torch.zeros_like(v)]
+    REFERENCE.rope_append(torch.empty_like(q), *want, None, None, qkv, positions, slots, *rest)
+    numbers = [torch.zeros(k.shape, dtype=cached, device=device) for _ in range(2)]
+    scales = [torch.zeros(k.shape[:-1], device=device) for _ in range(2)]
+    rest = [x.to(device) if isinstance(x, torch.Tensor) else x for x in (qkv, positions, slots, *rest)]
+    ops.load(backend).rope_append(torch.empty_like(q, device=device), *numbers, *scales, *rest)
+    for number, scale, x in zip(numbers, scales, want, strict=True):
+        got, step = number.cpu().float() * scale.cpu()[..., None], scale.cpu()[..., None].expand(x.shape)
+        # float8: three bits behind the leading one.
+        apart = step if cached == torch.int8 else torch.maximum(x.abs() / 8, step * 2**-9)
+        assert ((got - x).abs() <= 0.501 * apart + 1e-5 * x.abs()).all()
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
@@ -127,7 +165,8 @@ def test_forced_isa_passes_the_same_cases(isa):
     assert probe.stdout.strip() == isa
     if isa == _native.build_info()["isa"]:
         return  # the cases above ran on it
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "against_float64 and cpu or batch"]
+    chosen = "cpu and (against_float64 or 8_bits) or batch"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", chosen]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 

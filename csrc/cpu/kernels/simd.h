@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "qdengine/eight_bit.h"
 #include "qdengine/kernels.h"
 
 namespace qdengine::QDENGINE_ISA {
@@ -42,6 +43,35 @@ inline void store1(bf16* p, float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u);
 }
+
+// Numbers of 8 bits, without their scale: as the scalar functions of eight_bit.h.
+typedef int8_t BVec __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t UBVec __attribute__((vector_size(16), aligned(1), may_alias));
+
+inline Vec load(const Int8* p) {
+  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const BVec*>(p), IVec), Vec);
+}
+inline Vec load(const Float8* p) {
+  const UVec bits = __builtin_convertvector(*reinterpret_cast<const UBVec*>(p), UVec);
+  return reinterpret_cast<Vec>((bits & 0x7Fu) << 20 | (bits & 0x80u) << 24) * 0x1p120f;
+}
+inline void store(Int8* p, Vec x) {
+  const Vec cut = x < splat(127.0f) ? vmax(x, splat(-127.0f)) : splat(127.0f);
+  const Vec rounded = (cut + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to nearest, ties to even
+  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(__builtin_convertvector(rounded, IVec), BVec);
+}
+inline void store(Float8* p, Vec x) {
+  const UVec bits = reinterpret_cast<UVec>(x), all = bits & 0x7FFFFFFFu, most = UVec{} + 0x43E00000u;
+  const UVec size = all < most ? all : most;
+  const UVec exponent = size >> 23, least = UVec{} + 121u;
+  const Vec magic = reinterpret_cast<Vec>(((exponent > least ? exponent : least) + 20u) << 23 | 0x400000u);
+  const Vec value = ((reinterpret_cast<Vec>(size) + magic) - magic) * 0x1p-120f;
+  *reinterpret_cast<UBVec*>(p) = __builtin_convertvector(reinterpret_cast<UVec>(value) >> 20 | (bits >> 24 & 0x80u), UBVec);
+}
+inline float load1(const Int8* p) { return dequantize(*p); }
+inline float load1(const Float8* p) { return dequantize(*p); }
+inline void store1(Int8* p, float x) { quantize(*p, x); }
+inline void store1(Float8* p, float x) { quantize(*p, x); }
 
 // The first n lanes, the rest as `fill`; and their store.
 template <class T>
@@ -125,6 +155,17 @@ inline Vec exp(Vec x) {
   const IVec scale = (__builtin_convertvector(n, IVec) + 127) << 23;
   const Vec y = p * reinterpret_cast<Vec>(scale);
   return x < splat(-87.33654f) ? Vec{} : y;
+}
+
+// Calls f with a zero of the type of a call's tensors, and one of the type of its cache.
+template <class F>
+inline void with_types(DType dtype, DType cache, F f) {
+  const auto with_cache = [&](auto number) {
+    if (cache == DType::i8) return f(number, Int8{});
+    if (cache == DType::f8) return f(number, Float8{});
+    return f(number, number);
+  };
+  dtype == DType::bf16 ? with_cache(bf16{}) : with_cache(float{});
 }
 
 // Below this many elements a loop is not worth waking the other threads (about 5 us).

@@ -62,15 +62,18 @@ QDENGINE_HD void quantize(Float8& number, float x) {
 #ifdef __CUDA_ARCH__
   number.bits = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
 #else
-  const float size = std::fabs(x), cut = size < 448.0f ? size : 448.0f;
-  // The distance of neighbouring numbers: 2^(exponent - 3), at least 2^-9.
-  int exponent;
-  std::frexp(cut, &exponent);
-  const float step = std::ldexp(1.0f, exponent - 4 < -9 ? -9 : exponent - 4);
-  const float value = rintf(cut / step) * step * 0x1p-120f;
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  number.bits = static_cast<uint8_t>(bits >> 20 | (x < 0.0f ? 0x80u : 0u));
+  uint32_t bits, size;
+  std::memcpy(&bits, &x, sizeof bits);
+  size = bits & 0x7FFFFFFFu;
+  if (size > 0x43E00000u) size = 0x43E00000u;  // 448
+  // Neighbouring numbers are 2^(exponent - 3) apart, at least 2^-9. Of a sum with 1.5 * 2^23 of that, no more is left.
+  const uint32_t exponent = size >> 23 < 121 ? 121 : size >> 23, magic_bits = (exponent + 20) << 23 | 0x400000u;
+  float cut, magic;
+  std::memcpy(&cut, &size, sizeof cut);
+  std::memcpy(&magic, &magic_bits, sizeof magic);
+  const float value = ((cut + magic) - magic) * 0x1p-120f;
+  std::memcpy(&size, &value, sizeof size);
+  number.bits = static_cast<uint8_t>(size >> 20 | (bits >> 24 & 0x80u));
 #endif
 }
 

@@ -12,10 +12,12 @@ void add_layer_norm(const Tensor& out, const Tensor& residual, const Tensor& x, 
                     double eps);
 void silu_mul(const Tensor& out, const Tensor& gate_up);
 void gelu(const Tensor& out, const Tensor& x);
-void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& qkv, const Tensor& positions,
-                 const Tensor& slots, const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
+void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& k_scales,
+                 const OptionalTensor& v_scales, const Tensor& qkv, const Tensor& positions, const Tensor& slots,
+                 const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
                  const OptionalTensor& k_weight, double eps);
 void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                     const OptionalTensor& k_scales, const OptionalTensor& v_scales, const OptionalTensor& workspace,
                      const Tensor& block_tables, const Tensor& kv_lens, const Tensor& q_indptr, double scale);
 void greedy_argmax(const Tensor& out, const Tensor& logits);
 void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor& tokens, const Tensor& ranks,

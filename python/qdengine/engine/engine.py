@@ -58,7 +58,7 @@ class Engine:
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
         decoder = Decoder(shape, checkpoint.weights(), table, dtype, self.device)
-        cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device)
+        cache = KVCache(shape, self.config.kv_bytes, self.config.block_tokens, dtype, self.device, self.config.kv_dtype)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)
