@@ -209,7 +209,7 @@ def paged_attention(
     group = heads // kv_heads
     each, rows = tile // group, tokens * heads
     splits = triton.cdiv(block_tables.shape[1] * size, SPLIT_KEYS.value)
-    if workspace is None or splits == 1 or len(workspace) < splits * rows * (width + 2):
+    if workspace is None or splits < 2 or len(workspace) < splits * rows * (width + 2):
         # Of the same type, for the kernel to be the same one; nothing is written there.
         workspace, splits = kv_lens.view(torch.float32), 1
     shape = {"H": heads, "G": kv_heads, "D": width, "COLS": cols}
