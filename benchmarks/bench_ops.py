@@ -12,6 +12,7 @@ import torch
 from cases import paged
 from common import SHAPE, device_of, finished
 from qdengine import ops
+from qdengine.ops.reference import attention_workspace
 
 ROWS = {"token": 1, "verify": 65, "prefill": 1024}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,8 +56,23 @@ def arguments(op: str, rows: int, dtype: torch.dtype) -> tuple[Any, ...]:
     if op == "rope_append":
         angle = torch.randn(2048, D // 2)
         qkv = x(rows, (H + 2 * G) * D)
-        return (x(rows, H, D), *cache, qkv, p["positions"], p["slots"], angle.cos(), angle.sin(), None, None, 1e-5)
-    return (x(rows, H, D), x(rows, H, D), *cache, p["table"], p["kv_lens"], p["q_indptr"], D**-0.5)
+        return (
+            x(rows, H, D),
+            *cache,
+            None,
+            None,
+            qkv,
+            p["positions"],
+            p["slots"],
+            angle.cos(),
+            angle.sin(),
+            None,
+            None,
+            1e-5,
+        )
+    workspace = torch.empty(attention_workspace(rows, H, D, p["table"].shape[1] * 16)) if rows <= 65 else None
+    where = p["table"], p["kv_lens"], p["q_indptr"]
+    return (x(rows, H, D), x(rows, H, D), *cache, None, None, workspace, *where, D**-0.5)
 
 
 def work(op: str, args: tuple[Any, ...], rows: int) -> dict[str, int]:

@@ -33,12 +33,12 @@ LOG2_E = 1.4426950408889634
 # (bytes of a number, padded D): rows of queries, keys, warps, pipeline stages. Compiled for sm_80 to sm_90, these spill
 # next to no registers and fit the 99 KiB of shared memory that sm_89 gives a program.
 TILES = {
-    (2, 64): (64, 64, 4, 3),
-    (2, 128): (64, 32, 4, 3),
+    (2, 64): (64, 32, 4, 3),
+    (2, 128): (64, 32, 8, 3),
     (2, 256): (32, 32, 4, 3),
     (2, 512): (32, 16, 8, 3),
-    (4, 64): (32, 32, 4, 2),
-    (4, 128): (32, 16, 4, 2),
+    (4, 64): (32, 32, 8, 2),
+    (4, 128): (16, 16, 4, 1),
     (4, 256): (16, 16, 4, 1),
     (4, 512): (16, 16, 4, 1),
 }
@@ -144,10 +144,10 @@ def _attention_kernel(
             top = higher
         whole_top, whole_total, whole = _fold(whole_top, whole_total, whole, top, total, acc)
     if splits > 1:
-        rows = rows.to(tl.int64)
-        line += split * rows
-        tl.store(workspace + line[:, None] * D + d[None, :], whole, stored)
-        partials = workspace + splits * rows * D + 2 * line
+        all_rows = rows.to(tl.int64)
+        at = line + split * all_rows
+        tl.store(workspace + at[:, None] * D + d[None, :], whole, stored)
+        partials = workspace + splits * all_rows * D + 2 * at
         tl.store(partials, whole_top, live)
         tl.store(partials + 1, whole_total, live)
     else:
@@ -169,16 +169,16 @@ def _fold_kernel(
     d = tl.arange(0, COLS)
     row = tl.arange(0, ROWS)
     live = row < GROUP
-    rows = rows.to(tl.int64)
+    all_rows = rows.to(tl.int64)
     line = token.to(tl.int64) * H + tl.program_id(1) * GROUP + row
     stored = live[:, None] & (d < D)[None, :]
     whole_top = tl.full([ROWS], float("-inf"), tl.float32)
     whole_total = tl.zeros([ROWS], tl.float32)
     whole = tl.zeros([ROWS, COLS], tl.float32)
     for split in range(0, tl.cdiv(length, SPLIT_KEYS)):
-        at = line + split * rows
+        at = line + split * all_rows
         part = tl.load(workspace + at[:, None] * D + d[None, :], stored, 0.0)
-        partials = workspace + splits * rows * D + 2 * at
+        partials = workspace + splits * all_rows * D + 2 * at
         top = tl.load(partials, live, 0.0)
         total = tl.load(partials + 1, live, 1.0)
         whole_top, whole_total, whole = _fold(whole_top, whole_total, whole, top, total, part)

@@ -16,6 +16,7 @@ ENGINE_OPTIONS = [
     click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:n]."),
     click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    click.option("--kv-dtype", default="auto", show_default=True, help="Keys and values: auto, int8 or float8."),
     click.option("--lookahead", type=click.IntRange(0), help="Most drafted tokens a step; 0 for none. [default: 64]"),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a summary. [default: 96]"),
 ]
@@ -27,10 +28,12 @@ def engine_options(command: Any) -> Any:
     return command
 
 
-def make_engine(model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None) -> Any:
+def make_engine(
+    model: str, device: str, precision: str, kv_dtype: str, lookahead: int | None, max_new_tokens: int | None
+) -> Any:
     from . import Engine, EngineConfig
 
-    given: dict[str, Any] = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"kv_dtype": kv_dtype, "lookahead": lookahead, "max_new_tokens": max_new_tokens}
     config = EngineConfig(**{name: value for name, value in given.items() if value is not None})
     return Engine.from_pretrained(model, device, precision, config)
 
@@ -156,6 +159,7 @@ def bench(data: str, rows: int, latency_rows: int, threads: int | None, out: str
     warm_up, measured = requests[rows:] or requests[:1], requests[:rows]
     with make_engine(**engine) as opened:
         facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
+        facts["kv_dtype"] = opened.config.kv_dtype
         result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
     text = json.dumps(result, indent=2)
     click.echo(text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from cases import EIGHT_BIT, Case, cases
+from cases import EIGHT_BIT, Case, cases, kv_cache, paged
 from qdengine import ops
 from qdengine.errors import BackendError
+from qdengine.ops.reference import SPLIT_KEYS, attention_workspace
 from tolerances import TOLERANCES
 
 REFERENCE = ops.load("reference")
@@ -100,20 +102,46 @@ def test_against_float64(backend, op, dtype):
                 assert torch.equal(got, want.to(got.dtype)), f"{case.name}: {got} != {want}"
 
 
-def test_rows_do_not_depend_on_the_batch():
-    """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
-    table = ops.load("cpu")
-    for case in [c for c in cases(torch.float32) if c.op == "paged_attention"]:
-        out, q, *cache, blocks, lens, indptr, scale = case.args
-        table.paged_attention(*case.args)
-        for s in range(len(lens)):
-            begin, end = indptr[s].item(), indptr[s + 1].item()
-            for cut in {begin, (begin + end) // 2}:
-                part = torch.empty_like(out[cut:end])
-                bounds = torch.tensor([0, end - cut], dtype=torch.int32)
-                rows = (q[cut:end].clone(), *cache, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
-                table.paged_attention(part, *rows)
-                assert torch.equal(part, out[cut:end])
+def rows_stand_alone(table: ops.OpTable, dtype: torch.dtype, cached: torch.dtype, device: str) -> None:
+    """Attention of a sequence is bit-equal alone, in a batch, whole or in chunks, and split over its keys or not."""
+    g = torch.Generator().manual_seed(9)
+    p = paged(((1300, 9), (300, 0), (257, 2), (70, 70)), 16, 2)
+    tokens, heads, width = len(p["positions"]), 3, 64
+    cache = [None if x is None else x.to(device) for x in kv_cache(g, cached, int(p["blocks"]), 16, 1, width)]
+    q = torch.randn(tokens, heads, width, generator=g).to(device, dtype)
+    blocks, lens, indptr = (p[name].to(device) for name in ("table", "kv_lens", "q_indptr"))
+    space = attention_workspace(tokens, heads, width, blocks.shape[1] * 16)
+    whole, split = torch.empty_like(q), torch.empty_like(q)
+    table.paged_attention(whole, q, *cache, None, blocks, lens, indptr, 0.1)
+    workspace = torch.full((space,), torch.nan, device=device)
+    table.paged_attention(split, q, *cache, workspace, blocks, lens, indptr, 0.1)
+    assert torch.equal(whole, split)
+    want = [x.double() if x is not None and x.itemsize > 1 else x for x in (torch.empty_like(q), q, *cache)]
+    REFERENCE.paged_attention(*want, None, blocks, lens, indptr, 0.1)
+    assert torch.allclose(whole.double(), want[0], rtol=0.02, atol=0.02)
+    for s, (length, begin) in enumerate(zip(lens.tolist(), indptr.tolist(), strict=False)):
+        end = int(indptr[s + 1])
+        for first, last in ((begin, (begin + end) // 2), ((begin + end) // 2, end)):
+            part, bounds = torch.empty_like(q[first:last]), torch.tensor([0, last - first], dtype=torch.int32)
+            known = torch.tensor([length - (end - last)], dtype=torch.int32, device=device)
+            rows = (q[first:last].clone(), *cache, workspace, blocks[s : s + 1], known, bounds.to(device), 0.1)
+            table.paged_attention(part, *rows)
+            assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("cached", ["same", *EIGHT_BIT], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_do_not_depend_on_the_batch(dtype, cached):
+    dtype = DTYPES[dtype]
+    rows_stand_alone(ops.load("cpu"), dtype, dtype if cached == "same" else cached, "cpu")
+
+
+def test_the_kernels_split_where_the_workspace_is_counted():
+    """One number of keys in three languages."""
+    root = Path(__file__).parents[2]
+    cpp = (root / "csrc" / "include" / "qdengine" / "attention.h").read_text(encoding="utf-8")
+    triton = (root / "triton_kernels" / "paged_attention.py").read_text(encoding="utf-8")
+    assert f"kSplitKeys = {SPLIT_KEYS};" in cpp and f"SPLIT_KEYS = tl.constexpr({SPLIT_KEYS})" in triton
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -179,6 +207,32 @@ def test_unknown_isa_is_named():
 
 
 F32 = torch.empty(2, 8)
+Q, KV, TABLES = torch.empty(2, 4, 8), torch.empty(3, 4, 2, 8), torch.zeros(1, 3, dtype=torch.int32)
+KV8, SCALES = KV.to(torch.int8), torch.empty(3, 4, 2)
+TAIL = (TABLES, torch.ones(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 1.0)
+EIGHT_BIT_ERRORS = [
+    (
+        "paged_attention",
+        (Q, Q, KV8, KV8, None, None, None, *TAIL),
+        "k_scales: expected scales of the 8-bit cache, got no",
+    ),
+    ("paged_attention", (Q, Q, KV8, KV8, SCALES, None, None, *TAIL), "v_scales: expected scales of the 8-bit cache"),
+    ("paged_attention", (Q, Q, KV, KV, SCALES, SCALES, None, *TAIL), "k_scales: expected none for a cache of float32"),
+    ("paged_attention", (Q, Q, KV8, KV, SCALES, SCALES, None, *TAIL), "v_cache: expected int8, got float32"),
+    (
+        "paged_attention",
+        (Q, Q, KV.half(), KV, None, None, None, *TAIL),
+        "k_cache: expected float32, int8 or float8_e4m3fn",
+    ),
+    (
+        "paged_attention",
+        (Q, Q, KV8, KV8, SCALES[:2], SCALES, None, *TAIL),
+        r"k_scales: expected shape \[3, 4, 2\], got",
+    ),
+    ("paged_attention", (Q, Q, KV, KV, None, None, F32, *TAIL), r"workspace: expected shape \[any\], got \[2, 8\]"),
+    ("paged_attention", (Q, Q, KV, KV, None, None, None, *TAIL[:3], -1.0), "scale: expected a positive number"),
+    ("rope_append", (Q, KV8, KV8, SCALES, F32, F32, *(TABLES,) * 6, 1.0), r"v_scales: expected shape \[3, 4, 2\], got"),
+]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +244,7 @@ F32 = torch.empty(2, 8)
         ("rms_norm", (F32, torch.empty(8, 2).T, F32[0], 1e-5), "contiguous last dimension"),
         ("silu_mul", (F32, F32), r"silu_mul: gate_up: expected shape \[2, 16\]"),
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
+        *EIGHT_BIT_ERRORS,
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(op, args, message):
