@@ -328,7 +328,8 @@ def launches():
                 continue
             q, cache = torch.empty(32, heads, width, dtype=dtype), torch.empty(10, size, groups, width, dtype=dtype)
             scales = torch.empty(10, size, groups)
-            eight_bit = [[torch.empty_like(cache, dtype=t)] * 2 + [scales] * 2 for t in EIGHT_BIT]
+            dtypes = EIGHT_BIT if dtype == torch.bfloat16 else EIGHT_BIT[:1] if width == 64 else ()
+            eight_bit = [[torch.empty_like(cache, dtype=t)] * 2 + [scales] * 2 for t in dtypes]
             workspace = torch.empty(attention_workspace(32, heads, width, 40 * size))
             for kv in ([cache, cache, None, None], *eight_bit):
                 yield "paged_attention", (q, q, *kv, workspace, index(4, 40), index(4), index(5), 0.1)
