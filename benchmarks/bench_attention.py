@@ -66,7 +66,7 @@ class Contiguous:
     """The batch as torch's attention wants it: packed q [T, H, D] and k, v [L, G, D], taken out of the paged cache."""
 
     def __init__(self, batch: Batch, args: Arguments) -> None:
-        _, self.q, k_cache, v_cache, table, *_ = args
+        _, self.q, k_cache, v_cache, _, _, _, table, *_ = args
         self.batch, self.device = batch, self.q.device
         self.new = torch.tensor([new for _, new in batch], device=self.device)
         self.lens = torch.tensor([length for length, _ in batch], device=self.device)

@@ -15,6 +15,8 @@ import torch
 from common import BACKENDS, DTYPES, SHAPE, Arguments, device_of, facts, on_device, paged, timed, write
 from limits import Work, limit, named
 from qdengine import ops
+from qdengine.model.kv_cache import SPLIT_TOKENS
+from qdengine.ops.reference import attention_workspace
 from tqdm import tqdm
 
 SIZES = {"token": 1, "verify": 65, "prefill": 1024}
@@ -58,7 +60,10 @@ def attention_arguments(batch: tuple[tuple[int, int], ...], dtype: torch.dtype) 
     q, qkv = _x(dtype, tokens, H, D), _x(dtype, tokens, (H + 2 * G) * D)
     rotation = (angle.cos(), angle.sin(), None, None, 1e-5)
     tables = (p["table"], p["kv_lens"], p["q_indptr"])
-    return (q, *cache, qkv, p["positions"], p["slots"], *rotation), (torch.empty_like(q), q, *cache, *tables, D**-0.5)
+    space = attention_workspace(tokens, H, D, p["table"].shape[1] * 16)
+    workspace = torch.empty(space) if tokens <= SPLIT_TOKENS else None
+    rope = (q, *cache, None, None, qkv, p["positions"], p["slots"], *rotation)
+    return rope, (torch.empty_like(q), q, *cache, None, None, workspace, *tables, D**-0.5)
 
 
 def step_arguments(op: str, n: int) -> Arguments:
@@ -119,7 +124,7 @@ def work(op: str, args: Arguments, rows: int) -> Work:
         return attention_work(((max(rows, CONTEXT), rows),), args[1].element_size(), args[2].element_size())
     n = min(rows, SEQUENCES)
     if op == "rope_append":  # q, k and v in; q and the caches' rows out; a row of cosines and sines each
-        return Work(2 * sizes[3] + rows * (8 + 4 * D), 3 * args[3].numel())
+        return Work(2 * sizes[5] + rows * (8 + 4 * D), 3 * args[5].numel())
     if op == "ngram_propose":  # every token is compared once; ranks matter at the few matches
         return Work(sizes[2] + sizes[4] + sizes[0], n * DOCUMENT)
     if op in ("commit_step", "pack_step"):  # of long rows a few tokens

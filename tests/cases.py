@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from qdengine.ops.reference import attention_workspace
 from torch import Tensor
 
 ROWS = (0, 1, 2, 7, 33)
@@ -19,6 +20,7 @@ BATCHES = (
     ((130, 5), (16, 16), (64, 0), (65, 65), (63, 1)),
     ((200, 70), (33, 33), (32, 2)),
 )
+SPLIT_BATCH = ((600, 3), (300, 50), (257, 1), (256, 2))
 EIGHT_BIT = (torch.int8, torch.float8_e4m3fn)
 
 
@@ -169,26 +171,52 @@ def paged(batch: tuple[tuple[int, int], ...], size: int, seed: int) -> dict[str,
     }
 
 
+def kv_cache(g: torch.Generator, dtype: torch.dtype, *shape: int) -> list[Tensor | None]:
+    """k_cache, v_cache, k_scales, v_scales of shape [N, P, G, D]; of 8 bits in every number."""
+    if dtype not in EIGHT_BIT:
+        return [_random(g, dtype, *shape), _random(g, dtype, *shape), None, None]
+    # float8 has two bytes that are no number.
+    most = 255 if dtype == torch.int8 else 127
+    signs = torch.randint(0, 2, (2, *shape), generator=g) * 128 if dtype != torch.int8 else 0
+    caches = (torch.randint(0, most, (2, *shape), generator=g) + signs).to(torch.uint8).view(dtype)
+    largest = 127 if dtype == torch.int8 else 448
+    return [*caches, *(2 * torch.rand(2, *shape[:-1], generator=g) / largest)]
+
+
 def attention_cases(dtype: torch.dtype) -> list[Case]:
     g = torch.Generator().manual_seed(3)
     cases = []
-    for heads, kv_heads, width, size in ATTENTION:
-        for i, batch in enumerate(BATCHES):
+    for n, (heads, kv_heads, width, size) in enumerate(ATTENTION):
+        # Of more than one split, for the widths that tensor cores take.
+        batches = (*BATCHES, SPLIT_BATCH) if width in (64, 128) else BATCHES
+        for i, batch in enumerate(batches):
             p = paged(batch, size, i)
             tokens, blocks = len(p["positions"]), int(p["blocks"])
-            name = f"H{heads}G{kv_heads}D{width}P{size}-{i}"
-            cache = [_random(g, dtype, blocks, size, kv_heads, width) for _ in range(2)]
             q, out = _random(g, dtype, tokens, heads, width), torch.empty(tokens, heads, width, dtype=dtype)
             tables = (p["table"], p["kv_lens"], p["q_indptr"])
-            cases.append(Case("paged_attention", name, (out, q, *cache, *tables, width**-0.5)))
             qkv = _random(g, dtype, tokens, (heads + 2 * kv_heads) * width)
-            angle = torch.randn(256, width // 2, generator=g)
-            rotation = (angle.cos(), angle.sin()) if i % 2 == 0 else (None, None)
-            norms = (_random(g, dtype, width), _random(g, dtype, width)) if i >= 2 else (None, None)
             slots = p["slots"].clone()
             slots[::5] = -1
-            args = (torch.empty_like(q), *cache, qkv, p["positions"], slots, *rotation, *norms, 1e-6)
-            cases.append(Case("rope_append", name, args, (0, 1, 2)))
+            angle = torch.randn(1024, width // 2, generator=g)
+            norms = (_random(g, dtype, width), _random(g, dtype, width)) if i >= 2 else (None, None)
+            for cached in (dtype, EIGHT_BIT[(n + i) % 2]):
+                name = f"H{heads}G{kv_heads}D{width}P{size}-{i}-{str(cached).removeprefix('torch.')}"
+                cache = kv_cache(g, cached, blocks, size, kv_heads, width)
+                space = attention_workspace(tokens, heads, width, p["table"].shape[1] * size)
+                workspace = torch.empty(space) if i % 2 else None
+                cases.append(
+                    Case("paged_attention", name, (out, q, *cache, workspace, *tables, width**-0.5)),
+                )
+                if cached == dtype:
+                    extra, outputs = (angle.cos(), angle.sin(), *norms), (0, 1, 2)
+                else:  # quarter turns, which round nothing: every bit is then defined
+                    quarters = angle.mul(9).round().long() % 4
+                    turns = (torch.tensor(x)[quarters] for x in ([1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]))
+                    extra, outputs = (*turns, None, None), (0, 1, 2, 3, 4)
+                if i % 2:
+                    extra = (None, None, *extra[2:])
+                args = (torch.empty_like(q), *cache, qkv, p["positions"], slots, *extra, 1e-6)
+                cases.append(Case("rope_append", name, args, outputs))
     return cases
 
 

@@ -113,6 +113,7 @@ def test_models_and_devices_that_do_not_exist(bundle, document, tmp_path, monkey
     fails("has neither qdengine.json", *arguments, "--model", tmp_path)
     fails("device 'tpu'", *arguments, "--model", bundle, "--device", "tpu")
     fails("precision 'int3'", *arguments, "--model", bundle, "--precision", "int3")
+    fails("kv_dtype is 'int3'", *arguments, "--model", bundle, "--kv-dtype", "int3")
     if not torch.cuda.is_available():
         fails("no CUDA device", *arguments, "--model", bundle, "--device", "cuda")
 
@@ -134,9 +135,9 @@ def test_options_reach_the_engine(bundle, model, document, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(Engine, "from_pretrained", spy)
-    outcome("--precision", "bfloat16", "--lookahead", 5, "--max-new-tokens", 7)
+    outcome("--precision", "bfloat16", "--kv-dtype", "int8", "--lookahead", 5, "--max-new-tokens", 7)
     assert (seen[0].device.type, seen[0].precision) == ("cpu", "bfloat16")
-    assert seen[0].config == EngineConfig(lookahead=5, max_new_tokens=7)
+    assert seen[0].config == EngineConfig(kv_dtype="int8", lookahead=5, max_new_tokens=7)
 
 
 # Evaluation and measurement

@@ -214,11 +214,14 @@ def test_another_run_is_not_mixed_in(model, tmp_path):
     torn = output.read_bytes()
     fails("has more rows than the input", *arguments(rows[:2]))
     fails("row 1 has id 1, and this run gives it 'x'", *arguments([{**rows[0], "id": "x"}, *rows[1:]]))
-    message = "from another input, model, precision or number of new tokens; remove it or choose another --output"
+    message = (
+        "from another input, model, precision, kv dtype or number of new tokens; remove it or choose another --output"
+    )
     fails(message, *arguments([*rows[:2], {**rows[2], "document": "another"}]))
     fails(message, *arguments([*rows[:2], b"rubbish\n"]))
     fails(message, *arguments(rows, "--max-new-tokens", 5))
     fails(message, *arguments(rows, "--precision", "bfloat16"))
+    fails(message, *arguments(rows, "--kv-dtype", "int8"))
     fails(message, *arguments(rows, "--model", tiny_bundle(tmp_path, "qwen3")))
     assert output.read_bytes() == torn, "refused, and so not even cut"
     fine(*arguments([{**row, "lookahead": 3} for row in [*rows, rows[0]]], "--lookahead", 0))  # it changes no token

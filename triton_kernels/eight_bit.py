@@ -24,9 +24,10 @@ def widen(x):
         # Exponent and mantissa at the places of a float16's; the difference of the biases, 15 - 7, as a factor.
         bits = x.to(tl.uint16)
         bits = ((bits & 0x7F) << 7) | ((bits & 0x80) << 8)
-        return bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        wide = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
     else:
-        return x.to(tl.float32)
+        wide = x.to(tl.float32)
+    return wide
 
 
 @triton.jit
@@ -41,11 +42,11 @@ def quantize(x, dtype: tl.constexpr):
         bits = x.to(tl.uint32, bitcast=True)
         size = tl.minimum(bits & 0x7FFFFFFF, 0x43E00000)  # 448
         # Neighbours are 2^(exponent - 3) apart, at least 2^-9. Of a sum with 1.5 * 2^23 of that, no more is left.
-        magic = ((tl.maximum(size >> 23, 121) + 20) << 23) | 0x400000
-        magic = magic.to(tl.float32, bitcast=True)
+        magic = (((tl.maximum(size >> 23, 121) + 20) << 23) | 0x400000).to(tl.float32, bitcast=True)
         near = ((size.to(tl.float32, bitcast=True) + magic) - magic) * 0.00390625
         code = near.to(tl.float16).to(tl.uint16, bitcast=True) >> 7
-        return (code | ((bits >> 24) & 0x80).to(tl.uint16)).to(tl.uint8)
+        number = (code | ((bits >> 24) & 0x80).to(tl.uint16)).to(tl.uint8)
     else:
         cut = tl.minimum(tl.maximum(x, -127.0), 127.0)
-        return ((cut + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 * 2^23
+        number = ((cut + 12582912.0) - 12582912.0).to(tl.int8)  # 1.5 * 2^23
+    return number

@@ -2,7 +2,8 @@
 
     x[i], x[i + D/2] = x[i] cos - x[i + D/2] sin, x[i + D/2] cos + x[i] sin
 
-qkv [T, (H + 2G) D] -> q [T, H, D], k_cache and v_cache [N, P, G, D]. Bound by memory: a head is read and written once.
+qkv [T, (H + 2G) D] -> q [T, H, D], k_cache and v_cache [N, P, G, D], of 8 bits with a scale for every head where the
+caches have them. Bound by memory: a head is read and written once.
 Plan: the heads of q, k and v of all tokens are one list; a program takes about 1024 pairs of it, so that one token's
 heads and a thousand tokens' are spread alike. A slot outside the cache stores nothing, a position outside the tables
 is clamped.
@@ -16,11 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import OPTIONS, narrow
+from .eight_bit import largest, numbers, quantize
 
 
 @triton.jit(do_not_specialize=["count", "cache_slots", "max_positions"])
 def _rope_append_kernel(
-    q, k_cache, v_cache, qkv, positions, slots, cos, sin, q_weight, k_weight,
+    q, k_cache, v_cache, k_scales, v_scales, qkv, positions, slots, cos, sin, q_weight, k_weight,
     count, cache_slots, max_positions, qkv_stride, eps,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
@@ -61,6 +63,18 @@ def _rope_append_kernel(
     tl.store(place + HALF, high, to_q & above)
     slot = tl.load(slots + token, live, -1).to(tl.int64)
     kept = live & (head >= H) & (slot >= 0) & (slot < cache_slots)
+    if k_scales is not None:
+        dtype: tl.constexpr = k_cache.dtype.element_ty
+        wide_low = low.to(tl.float32)
+        wide_high = high.to(tl.float32)
+        top = tl.max(tl.maximum(tl.abs(wide_low), tl.abs(wide_high)), 1, keep_dims=True)
+        most = tl.full(top.shape, largest(dtype), tl.float32)
+        scale = tl.div_rn(top, most)
+        tl.store(k_scales + slot * G + head - H, scale, kept & (head < H + G))
+        tl.store(v_scales + slot * G + head - H - G, scale, kept & is_v)
+        by = tl.where(top > 0.0, tl.div_rn(most, tl.where(top > 0.0, top, 1.0)), 0.0)
+        low = quantize(wide_low * by, dtype)
+        high = quantize(wide_high * by, dtype)
     place = k_cache + (slot * G + head - H) * D + i
     tl.store(place, low, kept & (head < H + G) & inside)
     tl.store(place + HALF, high, kept & (head < H + G) & above)
@@ -73,6 +87,8 @@ def rope_append(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
     qkv: Tensor,
     positions: Tensor,
     slots: Tensor,
@@ -90,7 +106,7 @@ def rope_append(
     cols = triton.next_power_of_2((width + 1) // 2)
     rows = min(64, max(1, 1024 // cols))
     _rope_append_kernel[(triton.cdiv(count, rows),)](
-        q, k_cache, v_cache, qkv, positions, slots, cos, sin, q_weight, k_weight,
+        q, numbers(k_cache), numbers(v_cache), k_scales, v_scales, qkv, positions, slots, cos, sin, q_weight, k_weight,
         count, blocks * size, 1 if cos is None else len(cos), qkv.stride(0), eps,
         H=heads, G=kv_heads, D=width, ROWS=rows, COLS=cols, **OPTIONS,
     )  # fmt: skip

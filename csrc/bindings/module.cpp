@@ -45,11 +45,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("quantize", &ops::quantize, py::arg("out"), py::arg("scales"), py::arg("x"), free_gil);
   m.def("dequantize", &ops::dequantize, py::arg("out"), py::arg("sums"), py::arg("scales"), py::arg("weight_scales"),
         py::arg("bias"), free_gil);
-  m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("qkv"),
-        py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"), py::arg("q_weight"), py::arg("k_weight"),
-        py::arg("eps"), free_gil);
+  m.def("rope_append", &ops::rope_append, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("k_scales"),
+        py::arg("v_scales"), py::arg("qkv"), py::arg("positions"), py::arg("slots"), py::arg("cos"), py::arg("sin"),
+        py::arg("q_weight"), py::arg("k_weight"), py::arg("eps"), free_gil);
   m.def("paged_attention", &ops::paged_attention, py::arg("out"), py::arg("q"), py::arg("k_cache"), py::arg("v_cache"),
-        py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_indptr"), py::arg("scale"), free_gil);
+        py::arg("k_scales"), py::arg("v_scales"), py::arg("workspace"), py::arg("block_tables"), py::arg("kv_lens"),
+        py::arg("q_indptr"), py::arg("scale"), free_gil);
   m.def("greedy_argmax", &ops::greedy_argmax, py::arg("out"), py::arg("logits"), free_gil);
   m.def("allowed_argmax", &ops::allowed_argmax, py::arg("chosen"), py::arg("logits"), py::arg("row_indptr"), py::arg("tokens"),
         py::arg("ranks"), py::arg("bounds"), py::arg("drafts"), py::arg("verbatim"), py::arg("twins"), py::arg("stop_ids"),

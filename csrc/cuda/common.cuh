@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "qdengine/eight_bit.h"
 #include "qdengine/kernels.h"
 
 namespace qdengine::cuda {
@@ -20,6 +21,8 @@ constexpr int64_t kVectorBytes = 16;
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(Int8 x) { return dequantize(x); }
+__device__ __forceinline__ float widen(Float8 x) { return dequantize(x); }
 
 template <class T>
 __device__ __forceinline__ T narrow(float x);
@@ -108,6 +111,18 @@ void with_type(DType dtype, F f) {
     case DType::f16: return f(__half{});
     default: return f(float{});
   }
+}
+
+// The same for a call's tensors and its cache.
+template <class F>
+void with_types(DType dtype, DType cache, F f) {
+  with_type(dtype, [&](auto number) {
+    switch (cache) {
+      case DType::i8: return f(number, Int8{});
+      case DType::f8: return f(number, Float8{});
+      default: return f(number, number);
+    }
+  });
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

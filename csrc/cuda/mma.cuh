@@ -1,53 +1,57 @@
-// The tensor-core instructions of sm_80 and later that attention uses: 16-byte asynchronous copies, matrix fragments, and the
-// 16 x 8 x 16 product of bf16 or fp16 with float32 accumulators (PTX ISA 9.7.13).
+// Registers of two 16-bit numbers, as fragments of matrices have them: packed from float32, unpacked from numbers of 8 bits.
 #pragma once
 
-#include "common.cuh"
+#include <type_traits>
+
+#include "ptx.cuh"
+#include "qdengine/eight_bit.h"
 
 namespace qdengine::cuda {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-// 16 bytes from global to shared memory; zeros when not `live`.
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool live) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from), "r"(live ? 16 : 0));
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n"); }
-template <int kPending>
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending)); }
-
-// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row)));
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row)));
-}
-
-// c += a b: a is 16 x 16, b is 16 x 8, c is 16 x 8.
 template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+struct PairOf;
 template <>
-__device__ __forceinline__ void multiply_add<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+struct PairOf<__half> {
+  using Type = __half2;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using Type = __nv_bfloat162;
+};
+template <class T>
+__device__ __forceinline__ typename PairOf<T>::Type as_pair(uint32_t bits) {
+  return *reinterpret_cast<const typename PairOf<T>::Type*>(&bits);
 }
-template <>
-__device__ __forceinline__ void multiply_add<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+template <class Pair>
+__device__ __forceinline__ uint32_t as_bits(Pair pair) {
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 template <class T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   const Pack<T, 2> pair{{narrow<T>(low), narrow<T>(high)}};
   return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Bytes 0 and 2 of four numbers of 8 bits as T, exactly, and bytes 1 and 3.
+template <class T>
+__device__ __forceinline__ uint32_t unpack_two(Int8, uint32_t bytes) {
+  // The low 7 bits as the mantissa above 2^7 or 2^10, less that and, for a negative number, 128 more.
+  constexpr uint32_t kOne = std::is_same_v<T, __half> ? 0x64006400u : 0x43004300u;
+  return as_bits(__hsub2(as_pair<T>((bytes & 0x007F007Fu) | kOne), as_pair<T>((bytes & 0x00800080u) | kOne)));
+}
+template <class T>
+__device__ __forceinline__ uint32_t unpack_two(Float8, uint32_t bytes) {
+  // Exponent and mantissa at the places of T's; the difference of the biases, 7 and 15 or 127, as a factor.
+  constexpr bool kHalf = std::is_same_v<T, __half>;
+  constexpr uint32_t kFactor = kHalf ? 0x5C005C00u : 0x7B807B80u;  // 2^8, 2^120
+  const uint32_t bits = (bytes & 0x007F007Fu) << (kHalf ? 7 : 4) | (bytes & 0x00800080u) << 8;
+  return as_bits(__hmul2(as_pair<T>(bits), as_pair<T>(kFactor)));
+}
+template <class T, class C>
+__device__ __forceinline__ void unpack(C type, uint32_t bytes, uint32_t& even, uint32_t& odd) {
+  even = unpack_two<T>(type, bytes);
+  odd = unpack_two<T>(type, bytes >> 8);
 }
 
 }  // namespace qdengine::cuda

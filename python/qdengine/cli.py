@@ -17,6 +17,7 @@ ENGINE_OPTIONS = [
     click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:n]."),
     click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16, int8 or float8."),
+    click.option("--kv-dtype", default="auto", show_default=True, help="Keys and values: auto, int8 or float8."),
     click.option("--lookahead", type=click.IntRange(0), help="Most drafted tokens a step; 0 for none. [default: 64]"),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a summary. [default: 96]"),
     click.option(
@@ -32,11 +33,17 @@ def engine_options(command: Any) -> Any:
 
 
 def make_engine(
-    model: str, device: str, precision: str, lookahead: int | None, max_new_tokens: int | None, others: tuple[str, ...]
+    model: str,
+    device: str,
+    precision: str,
+    kv_dtype: str,
+    lookahead: int | None,
+    max_new_tokens: int | None,
+    others: tuple[str, ...],
 ) -> Any:
     from . import Engine, EngineConfig
 
-    given: dict[str, Any] = {"lookahead": lookahead, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"kv_dtype": kv_dtype, "lookahead": lookahead, "max_new_tokens": max_new_tokens}
     given = {name: value for name, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(EngineConfig)}
     for other in others:
@@ -192,6 +199,7 @@ def bench(
     with make_engine(**engine) as opened:
         facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
         facts["memory_bytes"] = opened.memory
+        facts["kv_dtype"] = opened.config.kv_dtype
         result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
         result["load"] = [
             {"share": share} | under_load(opened, measured, share * result["requests_per_s"], load_seconds)

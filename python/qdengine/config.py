@@ -9,6 +9,7 @@ from .errors import ConfigError, UnsupportedModelError
 
 FAMILIES = ("llama", "gpt2")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float8")
+KV_DTYPES = ("auto", "int8", "float8")
 _MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 
@@ -35,6 +36,8 @@ class EngineConfig:
     """How an engine spends memory and time. What is None is chosen for the device: see `sizes`.
 
     kv_bytes: memory for keys and values, in bytes.
+    kv_dtype: their numbers: "auto" (the model's precision), or 8 bits, "int8" or "float8" (e4m3), with a float32 scale
+        for every token and kv head: more tokens in the same memory, and a little less exact.
     block_tokens: tokens of one block of that memory; documents are shared in whole blocks.
     document_cache_bytes: memory for the tokens and sentences of documents, so that a known text is not tokenised
         again; 0 keeps none.
@@ -50,6 +53,7 @@ class EngineConfig:
     """
 
     kv_bytes: int | None = None
+    kv_dtype: str = "auto"
     block_tokens: int = 16
     document_cache_bytes: int = 128 << 20
     max_sequences: int | None = None
@@ -64,6 +68,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("adaptive_lookahead", "cuda_graphs", "batch_invariant", "fused_head"):
             _check_bool(f"EngineConfig.{name}", getattr(self, name))
+        if self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"EngineConfig.kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}")
         for name, least in (
             ("kv_bytes", 1),
             ("block_tokens", 1),

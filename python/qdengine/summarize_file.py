@@ -106,7 +106,7 @@ def _digest(engine: Engine, row: Row) -> str | None:
     request.pop("lookahead", None)
     # What is neither a text nor a number is an error whatever it holds, and may be nested too deeply to be written.
     plain = {k: v if isinstance(v, (str, int, float)) else type(v).__name__ for k, v in request.items()}
-    facts = [engine.checkpoint.digest, engine.precision, plain]
+    facts = [engine.checkpoint.digest, engine.precision, engine.config.kv_dtype, plain]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -123,7 +123,8 @@ def _resume(engine: Engine, rows: Iterator[tuple[int, Row]], output: str) -> tup
             if old.get(name, output) != own:
                 raise JsonlError(
                     f"{output}: row {number} has {name} {old.get(name)!r}, and this run gives it {own!r}: it is from "
-                    "another input, model, precision or number of new tokens; remove it or choose another --output"
+                    "another input, model, precision, kv dtype or number of new tokens; remove it or choose another "
+                    "--output"
                 )
         if (old.get("error") or {}).get("type") == EngineError.__name__:
             rows = chain([(number, row)], rows)

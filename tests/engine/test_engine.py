@@ -100,6 +100,37 @@ def test_preemption_happens_and_changes_nothing(bundle, plain, lag):
     assert [s.token_ids for s in got] == [plain(r) for r in batch]
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "float8"])
+def test_lossless_in_8_bits(bundle, kv_dtype):
+    """A token's keys and values are quantised by themselves: drafts, rejected ones too, batches, chunks, a short memory
+    and warm documents change no token."""
+    batch = [{"query": "fox", "document": ". ".join(PIECES[i:] + PIECES[:i]) + "."} for i in range(4)]
+    with open_engine(bundle, kv_dtype=kv_dtype) as engine:
+        cache = engine._runner.cache
+        assert cache.keys[0].itemsize == 1 and cache.block_bytes == 16 * 2 * 2 * 2 * (16 + 4)
+        alone = [{**r, "lookahead": 0, "namespace": str(i)} for i, r in enumerate(batch)]
+        want = [engine.summarize([r])[0].token_ids for r in alone]
+        drafted = engine.summarize(batch)
+        assert [s.token_ids for s in drafted] == want and sum(s.stats.drafted - s.stats.accepted for s in drafted)
+        assert [s.token_ids for s in engine.summarize(batch)] == want
+    for options in (
+        {"max_step_tokens": 7},
+        {"block_tokens": 5, "kv_bytes": 120 * 5 * 160},
+        {"adaptive_lookahead": False},
+    ):
+        with open_engine(bundle, kv_dtype=kv_dtype, **options) as other:
+            assert [s.token_ids for s in other.summarize(batch)] == want
+
+
+def test_8_bits_write_nearly_the_same(bundle, plain):
+    """Most first tokens are those of float32."""
+    batch = [{"query": q, "document": d + "."} for q in ("fox", "rain", "when?") for d in PIECES]
+    for kv_dtype in ("int8", "float8"):
+        with open_engine(bundle, kv_dtype=kv_dtype) as engine:
+            got = [s.token_ids[:1] for s in engine.summarize(batch)]
+        assert sum(a == plain(r)[:1] for a, r in zip(got, batch, strict=True)) >= 0.7 * len(batch)
+
+
 def test_drafts_are_kept(engine):
     """A model that copies (as random ones with tied weights often do) needs fewer steps than tokens."""
     summary = engine.summarize([{"query": "a", "document": "a a a a a a a a a a a a"}])[0]
@@ -344,6 +375,8 @@ def test_options_are_checked(bundle):
         Engine.from_pretrained(bundle, device="tpu")
     with pytest.raises(errors.ConfigError, match="lookahead is -1"):
         EngineConfig(lookahead=-1)
+    with pytest.raises(errors.ConfigError, match=r"kv_dtype is 'int4'; it must be one of auto, int8, float8"):
+        EngineConfig(kv_dtype="int4")
     with pytest.raises(errors.ConfigError, match="less than one block"):
         open_engine(bundle, kv_bytes=10)
     if not torch.cuda.is_available():

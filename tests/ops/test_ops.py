@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from cases import EIGHT_BIT, Case, cases
+from cases import EIGHT_BIT, Case, cases, kv_cache, paged
 from qdengine import ops
 from qdengine.errors import BackendError
+from qdengine.ops.reference import SPLIT_KEYS, attention_workspace
 from tolerances import TOLERANCES
 
 REFERENCE = ops.load("reference")
@@ -98,7 +100,7 @@ def slack(case: Case, backend: str) -> torch.Tensor | float:
     if backend != "cuda" or case.op != "paged_attention" or case.args[1].dtype == torch.float32:
         return 0.0
     args = list(case.args)
-    args[3] = args[3].abs()
+    args[3] = args[3].float().abs()
     magnitude = expected(Case(case.op, case.name, tuple(args), case.outputs))[0]
     return TOLERANCES[case.args[1].dtype][0] * magnitude
 
@@ -110,7 +112,9 @@ def check(table: ops.OpTable, case: Case, device: str) -> None:
     if scales is not None:  # numbers of 8 bits stand for the result, to half the distance of two of them
         results = [numbers.double() * scales, *results[2:]]
     for i, (got, want) in enumerate(zip(results, truth, strict=True)):
-        if got.is_floating_point():
+        if got.dtype == torch.float8_e4m3fn:
+            assert torch.equal(got.view(torch.uint8), want.view(torch.uint8)), f"{case.op} {case.name}"
+        elif got.is_floating_point():
             relative, absolute = TOLERANCES[tolerance_of(case, got)]
             allowed = relative * want.abs() + absolute + slack(case, table.backend)
             if i == 0 and scales is not None:
@@ -137,23 +141,82 @@ def test_against_float64(backend, op, dtype):
         check(table, case, device)
 
 
+def rows_stand_alone(table: ops.OpTable, dtype: torch.dtype, cached: torch.dtype, device: str) -> None:
+    """Attention of a sequence is bit-equal alone, in a batch, whole or in chunks, and split over its keys or not."""
+    g = torch.Generator().manual_seed(9)
+    p = paged(((1300, 9), (300, 0), (257, 2), (70, 70)), 16, 2)
+    tokens, heads, width = len(p["positions"]), 3, 64
+    cache = [None if x is None else x.to(device) for x in kv_cache(g, cached, int(p["blocks"]), 16, 1, width)]
+    q = torch.randn(tokens, heads, width, generator=g).to(device, dtype)
+    blocks, lens, indptr = (p[name].to(device) for name in ("table", "kv_lens", "q_indptr"))
+    space = attention_workspace(tokens, heads, width, blocks.shape[1] * 16)
+    whole, split = torch.empty_like(q), torch.empty_like(q)
+    table.paged_attention(whole, q, *cache, None, blocks, lens, indptr, 0.1)
+    workspace = torch.full((space,), torch.nan, device=device)
+    table.paged_attention(split, q, *cache, workspace, blocks, lens, indptr, 0.1)
+    assert torch.equal(whole, split)
+    want = [x.double() if x is not None and x.itemsize > 1 else x for x in (torch.empty_like(q), q, *cache)]
+    REFERENCE.paged_attention(*want, None, blocks, lens, indptr, 0.1)
+    assert torch.allclose(whole.double(), want[0], rtol=0.02, atol=0.02)
+    for s, (length, begin) in enumerate(zip(lens.tolist(), indptr.tolist(), strict=False)):
+        end = int(indptr[s + 1])
+        for first, last in ((begin, (begin + end) // 2), ((begin + end) // 2, end)):
+            part, bounds = torch.empty_like(q[first:last]), torch.tensor([0, last - first], dtype=torch.int32)
+            known = torch.tensor([length - (end - last)], dtype=torch.int32, device=device)
+            rows = (q[first:last].clone(), *cache, workspace, blocks[s : s + 1], known, bounds.to(device), 0.1)
+            table.paged_attention(part, *rows)
+            assert torch.equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("cached", ["same", *EIGHT_BIT], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS[1:3])
-def test_rows_do_not_depend_on_the_batch(backend, dtype):
-    """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
-    device, table = device_of(backend), ops.load(backend)
-    for case in [c for c in cases(DTYPES[dtype]) if c.op == "paged_attention"]:
-        args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in case.args]
-        out, q, k, v, blocks, lens, indptr, scale = args
-        table.paged_attention(*args)
-        for s in range(len(lens)):
-            begin, end = indptr[s].item(), indptr[s + 1].item()
-            for cut in {begin, (begin + end) // 2}:
-                part = torch.empty_like(out[cut:end])
-                bounds = torch.tensor([0, end - cut], dtype=torch.int32, device=device)
-                rows = (q[cut:end].clone(), k, v, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
-                table.paged_attention(part, *rows)
-                assert torch.equal(part, out[cut:end]), f"{case.name}: sequence {s} from row {cut} on"
+def test_rows_do_not_depend_on_the_batch(backend, dtype, cached):
+    dtype = DTYPES[dtype]
+    rows_stand_alone(ops.load(backend), dtype, dtype if cached == "same" else cached, device_of(backend))
+
+
+def test_the_kernels_split_where_the_workspace_is_counted():
+    """One number of keys in three languages."""
+    root = Path(__file__).parents[2]
+    cpp = (root / "csrc" / "include" / "qdengine" / "attention.h").read_text(encoding="utf-8")
+    triton = (root / "triton_kernels" / "paged_attention.py").read_text(encoding="utf-8")
+    assert f"kSplitKeys = {SPLIT_KEYS};" in cpp and f"SPLIT_KEYS = tl.constexpr({SPLIT_KEYS})" in triton
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_numbers_of_8_bits_are_the_references(backend, dtype):
+    """Where the rotation rounds nothing, every bit of caches and scales is defined."""
+    device = device_of(backend)
+    chosen = [c for c in cases(DTYPES[dtype]) if c.op == "rope_append" and len(c.outputs) == 5][::4]
+    for case in chosen:
+        args = [x.clone() if isinstance(x, torch.Tensor) else x for x in case.args]
+        REFERENCE.rope_append(*args)
+        for i, got in enumerate(run(ops.load(backend), case, device)):
+            assert torch.equal(got.view(torch.uint8), args[i].view(torch.uint8)), f"{case.name}: output {i}"
+
+
+@pytest.mark.parametrize("cached", EIGHT_BIT, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_of_8_bits_are_near(backend, cached):
+    """Rotated, normalised, tiny, huge and zero heads come back to within half the distance of two numbers."""
+    device = device_of(backend)
+    case = next(c for c in cases(torch.float32) if c.op == "rope_append" and c.name == "H9G3D64P16-2-float32")
+    q, k, v, _, _, qkv, positions, slots, *rest = case.args
+    qkv, positions = qkv * torch.logspace(-15, 15, len(qkv))[:, None], positions.clamp(max=3)
+    qkv[3] = 0.0
+    want = [torch.zeros_like(k), torch.zeros_like(v)]
+    REFERENCE.rope_append(torch.empty_like(q), *want, None, None, qkv, positions, slots, *rest)
+    numbers = [torch.zeros(k.shape, dtype=cached, device=device) for _ in range(2)]
+    scales = [torch.zeros(k.shape[:-1], device=device) for _ in range(2)]
+    rest = [x.to(device) if isinstance(x, torch.Tensor) else x for x in (qkv, positions, slots, *rest)]
+    ops.load(backend).rope_append(torch.empty_like(q, device=device), *numbers, *scales, *rest)
+    for number, scale, x in zip(numbers, scales, want, strict=True):
+        got, step = number.cpu().float() * scale.cpu()[..., None], scale.cpu()[..., None].expand(x.shape)
+        # float8: three bits behind the leading one.
+        apart = step if cached == torch.int8 else torch.maximum(x.abs() / 8, step * 2**-9)
+        assert ((got - x).abs() <= 0.501 * apart + 1e-5 * x.abs()).all()
 
 
 def check_any_bounds(table: ops.OpTable, device: str) -> None:
@@ -223,16 +286,8 @@ def test_forced_isa_passes_the_same_cases(isa):
     assert probe.stdout.strip() == isa
     if isa == _native.build_info()["isa"]:
         return  # the cases above ran on it
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        __file__,
-        "-k",
-        "cpu and (against_float64 or 8_bits) or batch",
-    ]
+    chosen = "cpu and (against_float64 or 8_bits) or batch"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", chosen]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
@@ -247,6 +302,32 @@ def test_unknown_isa_is_named():
 F32, I32 = torch.empty(2, 8), torch.zeros(2, 4, dtype=torch.int32)
 ALLOWED = (I32[:, 0].clone(), F32, I32[0, :3], I32, I32, I32, I32, I32[0, :2])
 I8 = torch.zeros(2, 8, dtype=torch.int8)
+Q, KV, TABLES = torch.empty(2, 4, 8), torch.empty(3, 4, 2, 8), torch.zeros(1, 3, dtype=torch.int32)
+KV8, SCALES = KV.to(torch.int8), torch.empty(3, 4, 2)
+TAIL = (TABLES, torch.ones(1, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 1.0)
+EIGHT_BIT_ERRORS = [
+    (
+        "paged_attention",
+        (Q, Q, KV8, KV8, None, None, None, *TAIL),
+        "k_scales: expected scales of the 8-bit cache, got no",
+    ),
+    ("paged_attention", (Q, Q, KV8, KV8, SCALES, None, None, *TAIL), "v_scales: expected scales of the 8-bit cache"),
+    ("paged_attention", (Q, Q, KV, KV, SCALES, SCALES, None, *TAIL), "k_scales: expected none for a cache of float32"),
+    ("paged_attention", (Q, Q, KV8, KV, SCALES, SCALES, None, *TAIL), "v_cache: expected int8, got float32"),
+    (
+        "paged_attention",
+        (Q, Q, KV.half(), KV, None, None, None, *TAIL),
+        "k_cache: expected float32, int8 or float8_e4m3fn",
+    ),
+    (
+        "paged_attention",
+        (Q, Q, KV8, KV8, SCALES[:2], SCALES, None, *TAIL),
+        r"k_scales: expected shape \[3, 4, 2\], got",
+    ),
+    ("paged_attention", (Q, Q, KV, KV, None, None, F32, *TAIL), r"workspace: expected shape \[any\], got \[2, 8\]"),
+    ("paged_attention", (Q, Q, KV, KV, None, None, None, *TAIL[:3], -1.0), "scale: expected a positive number"),
+    ("rope_append", (Q, KV8, KV8, SCALES, F32, F32, *(TABLES,) * 6, 1.0), r"v_scales: expected shape \[3, 4, 2\], got"),
+]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +346,7 @@ I8 = torch.zeros(2, 8, dtype=torch.int8)
         ("greedy_argmax", (torch.empty(2, dtype=torch.int64), F32), "greedy_argmax: out: expected int32"),
         ("allowed_argmax", (*ALLOWED, I32[0, :2], I32[0], 0), r"argmax: twins: expected shape \[8\], got \[2\]"),
         ("allowed_argmax", (*ALLOWED, I32.view(8), I32[0, :0], 0), "stop_ids: expected at least one id"),
+        *EIGHT_BIT_ERRORS,
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(op, args, message):

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import Case, cases
+from cases import EIGHT_BIT, Case, cases
+from ops.test_ops import EIGHT_BIT_ERRORS, check_any_bounds, rows_stand_alone
 from ops.test_ops import check as check_on
-from ops.test_ops import check_any_bounds
 from qdengine import Engine, EngineConfig, ops
 from qdengine.errors import BackendError
+from qdengine.ops.reference import attention_workspace
 from tiny import TEXT, tiny_bundle
 
 GPU = torch.cuda.is_available()
@@ -69,7 +70,8 @@ def test_a_broken_backend_is_no_fallback(monkeypatch):
 F32, I32 = torch.empty(2, 8), torch.zeros(2, dtype=torch.int32)
 I8, W70 = torch.zeros(2, 8, dtype=torch.int8), torch.empty(0, 70000)
 Q, KV, TABLES = torch.empty(2, 4, 8), torch.empty(3, 4, 2, 8), torch.zeros(1, 3, dtype=torch.int32)
-ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
+ROPE = (Q, KV, KV, None, None, torch.empty(2, 64), I32, I32)
+TAIL = (TABLES, I32[:1], I32, 1.0)
 
 
 @needs_triton
@@ -95,8 +97,9 @@ ROPE = (Q, KV, KV, torch.empty(2, 64), I32, I32)
         ("rope_append", (*ROPE, F32[:, :4], None, None, None, 1e-6), "sin: expected cos and sin together"),
         ("rope_append", (*ROPE, F32[:0, :4], F32[:0, :4], None, None, 1e-6), "cos: expected at least one position"),
         ("rope_append", (Q, KV[:, ::2], *ROPE[2:], None, None, None, None, 1e-6), "k_cache: expected a contiguous te"),
-        ("paged_attention", (Q, Q, KV[:, :, :0], KV[:, :, :0], TABLES, I32[:1], I32, 1.0), "4 query heads into groups"),
-        ("paged_attention", (Q, Q, KV, KV, TABLES, I32[:1], I32[:1], 1.0), r"indptr: expected shape \[2\], got \[1\]"),
+        ("paged_attention", (Q, Q, KV[:, :, :0], KV[:, :, :0], *(None,) * 3, *TAIL), "4 query heads into groups"),
+        ("paged_attention", (Q, Q, KV, KV, *(None,) * 3, *TAIL[:2], I32[:1], 1.0), r"indptr: expected shape \[2\]"),
+        *EIGHT_BIT_ERRORS,
         ("allowed_argmax", (I32, F32, TABLES[0], *(TABLES,) * 4, I32, I32, I32, 0), r"tokens: expected shape \[2, any"),
         ("ngram_propose", (TABLES.long(), *(I32,) * 5), "ngram_propose: drafts: expected int32, got int64"),
         ("verify_draft", (TABLES, I32[:1], TABLES, *(I32,) * 3), r"verify_draft: out: expected shape \[1, 4\]"),
@@ -143,12 +146,12 @@ def test_big_sizes(table):
         q = torch.randn(5, 16, width, generator=g).to(dtype)
         cache = torch.randn(2, 4, 32, 1, width, generator=g).to(dtype)
         tables = torch.tensor([[2, 0, 1]]), torch.tensor([70]), torch.tensor([0, 5])
-        args = (torch.empty_like(q), q, *cache, *(t.int() for t in tables), width**-0.5)
+        args = (torch.empty_like(q), q, *cache, *(None,) * 3, *(t.int() for t in tables), width**-0.5)
         check(table, Case("paged_attention", f"D{width}", args))
     lengths = torch.randint(1, 40, (140,), generator=g, dtype=torch.int32)
     starts = torch.arange(141, dtype=torch.int32)
     q, cache = torch.randn(140, 1, 16, generator=g), torch.randn(2, 140, 40, 1, 16, generator=g)
-    args = (torch.empty_like(q), q, *cache, starts[:140, None].contiguous(), lengths, starts, 0.25)
+    args = (torch.empty_like(q), q, *cache, *(None,) * 3, starts[:140, None].contiguous(), lengths, starts, 0.25)
     check(table, Case("paged_attention", "S140", args))
     tokens = torch.randint(0, 3, (4, 5000), generator=g, dtype=torch.int32)
     tokens[1] = 1  # every place matches MAX_MATCH tokens
@@ -174,10 +177,10 @@ def test_illegal_slots_and_positions(table):
     qkv = torch.randn(6, 2 * 8 + 4 * 8)
     cos, sin = torch.randn(4, 4), torch.randn(4, 4)
     q, k, v = torch.empty(6, 2, 8), torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8)
-    args = [q, k, v, qkv, positions, slots, cos, sin, None, None, 1e-6]
+    args = [q, k, v, None, None, qkv, positions, slots, cos, sin, None, None, 1e-6]
     moved = [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in args]
     table.rope_append(*moved)
-    args[4:6] = positions.clamp(0, 3), torch.where(slots < 12, slots, -1)
+    args[6:8] = positions.clamp(0, 3), torch.where(slots < 12, slots, -1)
     REFERENCE.rope_append(*args)
     for got, want in zip(moved[:3], args[:3], strict=True):
         torch.testing.assert_close(got.cpu(), want)
@@ -230,30 +233,22 @@ def test_rows_four_gigabytes_apart(table):
     assert torch.equal(ids.long(), near.argmax(-1))
     caches, out = [near.new_zeros(1, 3, 1, 16) for _ in range(4)], near.new_empty(3, 2, 16)
     for rows, (k, v) in ((far, caches[:2]), (near, caches[2:])):
-        table.rope_append(out, k, v, rows, index, index, None, None, None, None, 1e-6)
+        table.rope_append(out, k, v, None, None, rows, index, index, None, None, None, None, 1e-6)
         assert torch.equal(out.flatten(1), near[:, :32])
     assert torch.equal(caches[0], caches[2]) and torch.equal(caches[1], caches[3])
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_do_not_depend_on_the_batch(table, dtype, monkeypatch):
-    """Attention of a sequence is bit-equal alone, in a batch, and whole or in chunks."""
+@pytest.mark.parametrize(
+    ("dtype", "cached"),
+    [(torch.float32, torch.float32), (torch.float32, torch.float8_e4m3fn), (torch.bfloat16, torch.int8)],
+)
+def test_rows_do_not_depend_on_the_batch(table, dtype, cached, monkeypatch):
+    """Attention of a sequence is bit-equal alone, in a batch, whole or in chunks, and split over its keys or not."""
     if INTERPRETED:
         # The interpreter multiplies tiles with a BLAS that, on some CPUs, sums a row differently by where it stands.
         monkeypatch.setattr(np, "matmul", lambda a, b, dtype: np.einsum("ik,kj->ij", a, b, dtype=dtype))
-    chosen = [c for c in cases(dtype) if c.op == "paged_attention" and c.name[:2] in ("H9", "H8")]
-    for case in chosen[2::2]:
-        args = [x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in case.args]
-        out, q, k, v, blocks, lens, indptr, scale = args
-        table.paged_attention(out, q, k, v, blocks, lens, indptr, scale)
-        for s in range(len(lens)):
-            begin, end = indptr[s].item(), indptr[s + 1].item()
-            cut = (begin + end) // 2
-            part = torch.empty_like(out[cut:end])
-            bounds = torch.tensor([0, end - cut], dtype=torch.int32, device=DEVICE)
-            table.paged_attention(part, q[cut:end].clone(), k, v, blocks[s : s + 1], lens[s : s + 1], bounds, scale)
-            assert torch.equal(part, out[cut:end])
+    rows_stand_alone(table, dtype, cached, DEVICE)
 
 
 @on_host
@@ -284,7 +279,17 @@ def test_compiles(tmp_path, arch):
     done = subprocess.run([sys.executable, __file__, str(arch)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     shared = dict(line.split() for line in done.stdout.splitlines())
-    kernels = {"_norm", "_activation", "_rope_append", "_attention", "_argmax", "_allowed", "_propose", "_verify"}
+    kernels = {
+        "_norm",
+        "_activation",
+        "_rope_append",
+        "_attention",
+        "_fold",
+        "_argmax",
+        "_allowed",
+        "_propose",
+        "_verify",
+    }
     kernels |= {"_dequantize", "_linear", "_linear_argmax", "_best"}
     assert set(shared) == {f"{name}_kernel" for name in kernels}
     assert max(map(int, shared.values())) <= {80: 163, 89: 99, 90: 227}[arch] * 1024
@@ -355,11 +360,17 @@ def launches(arch: int):
             if dtype == torch.float16 and width != 64:
                 continue
             q, cache = torch.empty(32, heads, width, dtype=dtype), torch.empty(10, size, groups, width, dtype=dtype)
-            yield "paged_attention", (q, q, cache, cache, index(4, 7), index(4), index(5), 0.1)
+            scales = torch.empty(10, size, groups)
+            dtypes = EIGHT_BIT if dtype == torch.bfloat16 else EIGHT_BIT[:1] if width == 64 else ()
+            eight_bit = [[torch.empty_like(cache, dtype=t)] * 2 + [scales] * 2 for t in dtypes]
+            workspace = torch.empty(attention_workspace(32, heads, width, 40 * size))
+            for kv in ([cache, cache, None, None], *eight_bit):
+                yield "paged_attention", (q, q, *kv, workspace, index(4, 40), index(4), index(5), 0.1)
             angles, weight = torch.empty(50, width // 2), q[0, 0]
             extra = (angles, angles, None, None) if width == 64 else (None, None, weight, weight)
             qkv = torch.empty(32, (heads + 2 * groups) * width, dtype=dtype)
-            yield "rope_append", (q, cache, cache, qkv, index(32), index(32), *extra, 1e-6)
+            for kv in ([cache, cache, None, None], *eight_bit):
+                yield "rope_append", (q, *kv, qkv, index(32), index(32), *extra, 1e-6)
     yield "ngram_propose", (index(4, 64), index(4), index(4, 512), index(4, 512), index(4, 4), index(4))
     yield "verify_draft", (index(4, 65), index(4), index(4, 64), index(4), index(40), index(5))
 

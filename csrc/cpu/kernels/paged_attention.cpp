@@ -3,8 +3,9 @@
 // A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that a
 // tile of 64 keys is gathered from its blocks, widened to float32 and transposed once for all of its rows (96 rows for 32 tokens
 // of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill, by
-// the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, so a row's result does not
-// depend on the batch, on how the prompt was cut into chunks, or on the thread.
+// the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, split by split as attention.h
+// defines it, so a row's result does not depend on the batch, on how the prompt was cut into chunks, or on the thread. Numbers
+// of 8 bits are widened, with their scale, as they are gathered.
 #include "qdengine/attention.h"
 #include "simd.h"
 
@@ -68,21 +69,46 @@ void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, floa
 inline int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
 
 struct Scratch {
-  float q[kMaxRows * kMaxHeadWidth], out[kMaxRows * kMaxHeadWidth];
+  float q[kMaxRows * kMaxHeadWidth];
+  float out[kMaxRows * kMaxHeadWidth], part[kMaxRows * kMaxHeadWidth];  // sums of values: of all splits so far, of this one
+  attention::Partial whole[kMaxRows], split[kMaxRows];
   float scores[kMaxRows * kKeys];
   float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
   float v[kKeys * kMaxHeadWidth];
-  float top[kMaxRows], total[kMaxRows];
+  float wide[kKeys * kMaxHeadWidth];  // keys of 8 bits
 };
 
-// Per thread, allocated once: 3.5 MiB, of which a common shape touches a few hundred KiB.
+// Per thread, allocated once: 4.5 MiB, of which a common shape touches a few hundred KiB.
 Scratch& scratch() {
   static thread_local Scratch* buffers = new Scratch;
   return *buffers;
 }
 
-template <class T>
+// A head of a slot in the cache, `scale` times the numbers, to float32.
+template <class C>
+void widen(const C* from, float scale, float* to, int64_t d) {
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) store(to + i, load(from + i) * scale);
+  if (i < d) store(to + i, load_some(from + i, d - i) * scale);
+}
+
+// The keys of a tile, transposed.
+template <class C>
+void lay_keys(Scratch& s, const C* const* keys, int64_t d) {
+  const int64_t whole = d / kWidth * kWidth;
+  for (int64_t j = 0; j < kKeys; j += kWidth) {
+    for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, s.k + i * kKeys + j, kKeys);
+    for (int64_t i = whole; i < d; ++i) {
+      for (int64_t r = j; r < j + kWidth; ++r) s.k[i * kKeys + r] = load1(keys[r] + i);
+    }
+  }
+}
+
+// T: of q and out; C: of the cache.
+template <class T, class C>
 struct Item {
+  static constexpr bool kEightBit = sizeof(C) == 1;
+
   const AttentionArgs& a;
   int64_t sequence, kv_head;
   attention::Rows rows;  // of this tile: `kv_len` ends with its last token
@@ -92,38 +118,41 @@ struct Item {
 
   // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
   void gather(Scratch& s, int64_t begin, int64_t end) const {
-    static const T zeros[kMaxHeadWidth] = {};
-    const T *keys[kKeys], *values[kKeys];
+    static const C zeros[kMaxHeadWidth] = {};
+    const C *keys[kKeys], *values[kKeys];
+    float key_scales[kKeys], value_scales[kKeys];
     const int64_t d = a.head_width, ld = padded(d);
     const int32_t* table = a.block_tables + sequence * a.table_stride;
     int64_t block = begin / a.block_tokens, offset = begin % a.block_tokens;
     for (int64_t j = 0; j < kKeys; ++j) {
       keys[j] = values[j] = zeros;
+      key_scales[j] = value_scales[j] = 1.0f;
       if (begin + j >= end) continue;
-      const int64_t at = ((table[block] * a.block_tokens + offset) * a.kv_heads + kv_head) * d;
-      keys[j] = static_cast<const T*>(a.k_cache) + at;
-      values[j] = static_cast<const T*>(a.v_cache) + at;
+      const int64_t at = (table[block] * a.block_tokens + offset) * a.kv_heads + kv_head;
+      keys[j] = static_cast<const C*>(a.k_cache) + at * d;
+      values[j] = static_cast<const C*>(a.v_cache) + at * d;
+      if constexpr (kEightBit) key_scales[j] = a.k_scales[at], value_scales[j] = a.v_scales[at];
       if (++offset == a.block_tokens) offset = 0, ++block;
     }
-    const int64_t whole = d / kWidth * kWidth;
-    for (int64_t j = 0; j < kKeys; j += kWidth) {
-      for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, s.k + i * kKeys + j, kKeys);
-      for (int64_t i = whole; i < d; ++i) {
-        for (int64_t r = j; r < j + kWidth; ++r) s.k[i * kKeys + r] = load1(keys[r] + i);
+    if constexpr (kEightBit) {
+      const float* wide[kKeys];
+      for (int64_t j = 0; j < kKeys; ++j) {
+        wide[j] = s.wide + j * ld;
+        widen(keys[j], key_scales[j], s.wide + j * ld, d);
       }
+      lay_keys(s, wide, d);
+    } else {
+      lay_keys(s, keys, d);
     }
-    for (int64_t j = 0; j < kKeys; ++j) {
-      for (int64_t i = 0; i < ld; i += kLanes) {
-        store(s.v + j * ld + i, i + kLanes <= d ? load(values[j] + i) : load_some(values[j] + i, d - i));
-      }
-    }
+    for (int64_t j = 0; j < kKeys; ++j) widen(values[j], value_scales[j], s.v + j * ld, d);
   }
 
   // Scores of one row to weights; `seen` keys of the tile are visible to it.
   void soften(Scratch& s, int64_t row, int64_t seen) const {
     float* x = s.scores + row * kKeys;
     const int64_t ld = padded(a.head_width);
-    Vec best = splat(s.top[row]);
+    attention::Partial& split = s.split[row];
+    Vec best = splat(split.top);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
       Vec y = load(x + j) * a.scale;
       y = kLane + static_cast<int32_t>(j) < static_cast<int32_t>(seen) ? y : splat(-__builtin_inff());
@@ -131,17 +160,46 @@ struct Item {
       best = vmax(best, y);
     }
     const float top = max(best);
-    const float decay = exp(splat(s.top[row] - top))[0];
+    const float decay = exp(splat(split.top - top))[0];
     Vec total = {};
     for (int64_t j = 0; j < kKeys; j += kLanes) {
       const Vec weight = exp(load(x + j) - top);
       store(x + j, weight);
       total += weight;
     }
-    s.top[row] = top;
-    s.total[row] = s.total[row] * decay + sum(total);
-    float* out = s.out + row * ld;
-    for (int64_t i = 0; i < ld; i += kLanes) store(out + i, load(out + i) * decay);
+    split = {top, split.total * decay + sum(total)};
+    float* part = s.part + row * ld;
+    for (int64_t i = 0; i < ld; i += kLanes) store(part + i, load(part + i) * decay);
+  }
+
+  static void clear(attention::Partial& partial, float* sums, int64_t ld) {
+    partial = {-__builtin_inff(), 0.0f};
+    for (int64_t i = 0; i < ld; i += kLanes) store(sums + i, Vec{});
+  }
+
+  // The first row that sees a key from `begin` on. Skipping those before it is exact, and halves a long prefill's work.
+  int32_t first_row(int32_t begin) const {
+    const int32_t position = rows.kv_len - rows.new_tokens;  // of the first token
+    return begin > position ? (begin - position) * rows.group : 0;
+  }
+
+  void run_split(Scratch& s, int32_t begin, int32_t end) const {
+    const int64_t d = a.head_width, ld = padded(d);
+    const int32_t n = count(rows), first = first_row(begin);
+    for (int32_t row = first; row < n; ++row) clear(s.split[row], s.part + row * ld, ld);
+    for (; begin < end; begin += kKeys) {
+      gather(s, begin, rows.kv_len);
+      const int32_t skip = first_row(begin);
+      for (int64_t i = skip * kKeys; i < n * kKeys; ++i) s.scores[i] = 0.0f;
+      multiply_add(s.q + skip * d, d, s.k, kKeys, s.scores + skip * kKeys, kKeys, n - skip, kKeys, d);
+      for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
+      multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.part + skip * ld, ld, n - skip, ld, kKeys);
+    }
+    for (int32_t row = first; row < n; ++row) {
+      const auto shares = attention::fold(s.whole[row], s.split[row], [](float x) { return exp(splat(x))[0]; });
+      float *whole = s.out + row * ld, *part = s.part + row * ld;
+      for (int64_t i = 0; i < ld; i += kLanes) store(whole + i, load(whole + i) * shares.whole + load(part + i) * shares.part);
+    }
   }
 
   void run() const {
@@ -151,23 +209,15 @@ struct Item {
     for (int32_t row = 0; row < n; ++row) {
       const T* q = static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row);
       for (int64_t i = 0; i < d; ++i) s.q[row * d + i] = load1(q + i);
-      for (int64_t i = 0; i < ld; ++i) s.out[row * ld + i] = 0.0f;
-      s.top[row] = -__builtin_inff();
-      s.total[row] = 0.0f;
+      clear(s.whole[row], s.out + row * ld, ld);
     }
-    const int32_t position = rows.kv_len - rows.new_tokens;  // of the first token
-    for (int32_t begin = 0; begin < rows.kv_len; begin += kKeys) {
-      gather(s, begin, rows.kv_len);
-      // Rows before this one see nothing of the tile: skipping them is exact, and halves a long prefill's work.
-      const int32_t skip = begin > position ? (begin - position) * rows.group : 0;
-      for (int64_t i = skip * kKeys; i < n * kKeys; ++i) s.scores[i] = 0.0f;
-      multiply_add(s.q + skip * d, d, s.k, kKeys, s.scores + skip * kKeys, kKeys, n - skip, kKeys, d);
-      for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
-      multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.out + skip * ld, ld, n - skip, ld, kKeys);
+    for (int32_t begin = 0, end; begin < rows.kv_len; begin = end) {
+      end = attention::split_end(begin, rows.kv_len);
+      run_split(s, begin, end);
     }
     for (int32_t row = 0; row < n; ++row) {
       T* out = static_cast<T*>(a.out) + token_of(row) * a.heads * d + head_offset(row);
-      const float inverse = 1.0f / s.total[row];
+      const float inverse = 1.0f / s.whole[row].total;
       for (int64_t i = 0; i < d; ++i) store1(out + i, s.out[row * ld + i] * inverse);
     }
   }
@@ -177,15 +227,15 @@ inline int64_t tiles(const AttentionArgs& a, int64_t s) {
   return attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, kTokenTile);
 }
 
-template <class T>
+template <class T, class C>
 void run_tile(const AttentionArgs& a, int64_t s, int64_t tile, int64_t kv_head) {
   const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * kTokenTile;
   const int32_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
   const attention::Rows rows{first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)};
-  Item<T>{a, s, kv_head, rows}.run();
+  Item<T, C>{a, s, kv_head, rows}.run();
 }
 
-template <class T>
+template <class T, class C>
 void run(const AttentionArgs& a) {
   int64_t total = 0;
   for (int64_t s = 0; s < a.sequences; ++s) total += tiles(a, s);
@@ -194,12 +244,14 @@ void run(const AttentionArgs& a) {
   for (int64_t item = total * a.kv_heads - 1; item >= 0; --item) {
     int64_t s = 0, tile = item / a.kv_heads;
     while (tile >= tiles(a, s)) tile -= tiles(a, s++);
-    run_tile<T>(a, s, tile, item % a.kv_heads);
+    run_tile<T, C>(a, s, tile, item % a.kv_heads);
   }
 }
 
 }  // namespace
 
-void paged_attention(const AttentionArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void paged_attention(const AttentionArgs& a, Stream) {
+  with_types(a.dtype, a.cache_dtype, [&](auto number, auto cached) { run<decltype(number), decltype(cached)>(a); });
+}
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -1,5 +1,5 @@
-// rope_append: per token, the optional norm of each head, the rotation, and the copy into the paged cache. Bound by memory;
-// every head is read and written once.
+// rope_append: per token, the optional norm of each head, the rotation, and the copy into the paged cache, in 8 bits with a scale
+// a head where the cache has them. Bound by memory; every head is read and written once.
 #include "simd.h"
 
 namespace qdengine::QDENGINE_ISA {
@@ -30,7 +30,36 @@ void transform(const RopeAppendArgs& a, const T* head, const T* weight, const fl
   }
 }
 
+// As T has it: rounded in place. Returns max |x|.
 template <class T>
+float round_head(float* wide, int64_t d) {
+  float top = 0.0f;
+  for (int64_t i = 0; i < d; ++i) {
+    T rounded;
+    store1(&rounded, wide[i]);
+    wide[i] = load1(&rounded);
+    const float size = __builtin_fabsf(wide[i]);
+    top = size > top ? size : top;
+  }
+  return top;
+}
+
+// Head number `at` of the cache.
+template <class T, class C>
+void append_head(float* wide, int64_t d, C* cache, float* scales, int64_t at) {
+  C* out = cache + at * d;
+  if constexpr (sizeof(C) == sizeof(T)) {
+    for (int64_t i = 0; i < d; ++i) store1(out + i, wide[i]);
+  } else {
+    const float top = round_head<T>(wide, d), factor = quantize_factor<C>(top);
+    scales[at] = quantize_scale<C>(top);
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes) store(out + i, load(wide + i) * factor);
+    for (; i < d; ++i) store1(out + i, wide[i] * factor);
+  }
+}
+
+template <class T, class C>
 void append_token(const RopeAppendArgs& a, int64_t t) {
   const int64_t d = a.head_width;
   const T* qkv = static_cast<const T*>(a.qkv) + t * a.qkv_stride;
@@ -47,23 +76,25 @@ void append_token(const RopeAppendArgs& a, int64_t t) {
   const int64_t slot = a.slots[t];
   if (slot < 0 || slot >= a.cache_slots) return;
   const T *keys = qkv + a.heads * d, *values = keys + a.kv_heads * d;
-  T* k = static_cast<T*>(a.k_cache) + slot * a.kv_heads * d;
-  T* v = static_cast<T*>(a.v_cache) + slot * a.kv_heads * d;
   for (int64_t g = 0; g < a.kv_heads; ++g) {
+    const int64_t at = slot * a.kv_heads + g;
     transform(a, keys + g * d, static_cast<const T*>(a.k_weight), cos, sin, wide);
-    for (int64_t i = 0; i < d; ++i) store1(k + g * d + i, wide[i]);
+    append_head<T>(wide, d, static_cast<C*>(a.k_cache), a.k_scales, at);
+    transform<T>(a, values + g * d, nullptr, nullptr, nullptr, wide);
+    append_head<T>(wide, d, static_cast<C*>(a.v_cache), a.v_scales, at);
   }
-  for (int64_t i = 0; i < a.kv_heads * d; ++i) v[i] = values[i];
 }
 
-template <class T>
+template <class T, class C>
 void run(const RopeAppendArgs& a) {
 #pragma omp parallel for schedule(static) if (a.tokens * (a.heads + 2 * a.kv_heads) * a.head_width >= kParallelWork)
-  for (int64_t t = 0; t < a.tokens; ++t) append_token<T>(a, t);
+  for (int64_t t = 0; t < a.tokens; ++t) append_token<T, C>(a, t);
 }
 
 }  // namespace
 
-void rope_append(const RopeAppendArgs& a, Stream) { a.dtype == DType::bf16 ? run<bf16>(a) : run<float>(a); }
+void rope_append(const RopeAppendArgs& a, Stream) {
+  with_types(a.dtype, a.cache_dtype, [&](auto number, auto cached) { run<decltype(number), decltype(cached)>(a); });
+}
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -47,21 +47,25 @@ inline void store1(bf16* p, float x) {
   p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u);
 }
 
-// Numbers of 8 bits, without their scale: as the scalar functions of eight_bit.h.
+// Numbers of 8 bits, without their scale: as the scalar functions of eight_bit.h. By way of 16 bits: GCC takes a step of four times
+// the width apart into single elements.
 typedef int8_t BVec __attribute__((vector_size(16), aligned(1), may_alias));
 typedef uint8_t UBVec __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int16_t SVec __attribute__((vector_size(32), aligned(2), may_alias));
 
 inline Vec load(const Int8* p) {
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const BVec*>(p), IVec), Vec);
+  const SVec half = __builtin_convertvector(*reinterpret_cast<const BVec*>(p), SVec);
+  return __builtin_convertvector(__builtin_convertvector(half, IVec), Vec);
 }
 inline Vec load(const Float8* p) {
-  const UVec bits = __builtin_convertvector(*reinterpret_cast<const UBVec*>(p), UVec);
+  const UVec bits = __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const UBVec*>(p), HVec), UVec);
   return reinterpret_cast<Vec>((bits & 0x7Fu) << 20 | (bits & 0x80u) << 24) * 0x1p120f;
 }
 inline void store(Int8* p, Vec x) {
   const Vec cut = x < splat(127.0f) ? vmax(x, splat(-127.0f)) : splat(127.0f);
   const Vec rounded = (cut + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to nearest, ties to even
-  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(__builtin_convertvector(rounded, IVec), BVec);
+  const SVec half = __builtin_convertvector(__builtin_convertvector(rounded, IVec), SVec);
+  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(half, BVec);
 }
 inline void store(Float8* p, Vec x) {
   const UVec bits = reinterpret_cast<UVec>(x), all = bits & 0x7FFFFFFFu, most = UVec{} + 0x43E00000u;
@@ -69,7 +73,8 @@ inline void store(Float8* p, Vec x) {
   const UVec exponent = size >> 23, least = UVec{} + 121u;
   const Vec magic = reinterpret_cast<Vec>(((exponent > least ? exponent : least) + 20u) << 23 | 0x400000u);
   const Vec value = ((reinterpret_cast<Vec>(size) + magic) - magic) * 0x1p-120f;
-  *reinterpret_cast<UBVec*>(p) = __builtin_convertvector(reinterpret_cast<UVec>(value) >> 20 | (bits >> 24 & 0x80u), UBVec);
+  const HVec half = __builtin_convertvector(reinterpret_cast<UVec>(value) >> 20 | (bits >> 24 & 0x80u), HVec);
+  *reinterpret_cast<UBVec*>(p) = __builtin_convertvector(half, UBVec);
 }
 inline float load1(const Int8* p) { return dequantize(*p); }
 inline float load1(const Float8* p) { return dequantize(*p); }

@@ -42,6 +42,7 @@ struct DequantizeArgs {
 struct RopeAppendArgs {
   void* q;                  // [T, H, D] dense
   void *k_cache, *v_cache;  // [N, P, G, D] dense
+  float *k_scales, *v_scales;  // [N, P, G] dense; null: the caches are no 8-bit ones
   const void* qkv;          // [T, (H + 2G) D]
   const int32_t *positions, *slots;
   const float *cos, *sin;                // [C, D/2] dense; null: no rotation
@@ -49,18 +50,21 @@ struct RopeAppendArgs {
   int64_t tokens, heads, kv_heads, head_width, qkv_stride;
   int64_t max_positions, cache_slots;    // bounds of positions and slots; what lies outside is clamped or skipped
   float eps;
-  DType dtype;
+  DType dtype, cache_dtype;
 };
 
 struct AttentionArgs {
   void* out;                            // [T, H, D] dense
   const void* q;                        // [T, H, D]
   const void *k_cache, *v_cache;        // [N, P, G, D] dense
+  const float *k_scales, *v_scales;     // [N, P, G] dense; null: the caches are no 8-bit ones
+  float* workspace;                     // [workspace_size]
   const int32_t* block_tables;          // [S, B]
   const int32_t *kv_lens, *q_indptr;    // [S], [S + 1]
-  int64_t tokens, sequences, heads, kv_heads, head_width, block_tokens, blocks, table_stride, q_stride;
+  int64_t tokens, sequences, heads, kv_heads, head_width, block_tokens, blocks, table_blocks, table_stride, q_stride;
+  int64_t workspace_size;
   float scale;
-  DType dtype;
+  DType dtype, cache_dtype;
 };
 
 struct ArgmaxArgs {

@@ -17,10 +17,12 @@ void gelu(const Tensor& out, const OptionalTensor& scales, const Tensor& x);
 void quantize(const Tensor& out, const Tensor& scales, const Tensor& x);
 void dequantize(const Tensor& out, const Tensor& sums, const Tensor& scales, const Tensor& weight_scales,
                 const OptionalTensor& bias);
-void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& qkv, const Tensor& positions,
-                 const Tensor& slots, const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
+void rope_append(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const OptionalTensor& k_scales,
+                 const OptionalTensor& v_scales, const Tensor& qkv, const Tensor& positions, const Tensor& slots,
+                 const OptionalTensor& cos, const OptionalTensor& sin, const OptionalTensor& q_weight,
                  const OptionalTensor& k_weight, double eps);
 void paged_attention(const Tensor& out, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                     const OptionalTensor& k_scales, const OptionalTensor& v_scales, const OptionalTensor& workspace,
                      const Tensor& block_tables, const Tensor& kv_lens, const Tensor& q_indptr, double scale);
 void greedy_argmax(const Tensor& out, const Tensor& logits);
 void allowed_argmax(const Tensor& chosen, const Tensor& logits, const Tensor& row_indptr, const Tensor& tokens,

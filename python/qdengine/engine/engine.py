@@ -71,7 +71,7 @@ class Engine:
         )  # fmt: skip
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
-        cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device)
+        cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device, self.config.kv_dtype)
         self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)

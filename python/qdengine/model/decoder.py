@@ -144,14 +144,14 @@ class Decoder:
         config = self.config
         qkv = layer.qkv(*x)
         q = torch.empty(len(qkv), config.heads, config.head_width, dtype=qkv.dtype, device=qkv.device)
-        keys, values = cache.keys[index], cache.values[index]
+        kv = cache.keys[index], cache.values[index], cache.key_scales[index], cache.value_scales[index]
         self.ops.rope_append(
-            q, keys, values, qkv, step.positions, step.slots,
+            q, *kv, qkv, step.positions, step.slots,
             self.cos, self.sin, layer.q_norm, layer.k_norm, config.norm_eps,
         )  # fmt: skip
         out = torch.empty_like(q)
         self.ops.paged_attention(
-            out, q, keys, values, step.block_tables, step.kv_lens, step.q_indptr, config.head_width**-0.5
+            out, q, *kv, cache.workspace, step.block_tables, step.kv_lens, step.q_indptr, config.head_width**-0.5
         )
         return out.flatten(1)
 

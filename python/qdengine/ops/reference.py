@@ -19,6 +19,9 @@ from torch import Tensor
 MAX_MATCH = 32
 """Matches longer than this count as this long in `ngram_propose`, so that a scan is O(C) for any text."""
 
+SPLIT_KEYS = 256
+"""`paged_attention` may work on this many keys of a row apart from the others."""
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -103,6 +106,8 @@ def rope_append(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
     qkv: Tensor,
     positions: Tensor,
     slots: Tensor,
@@ -119,6 +124,11 @@ def rope_append(
     cos, sin: float32 [C, D/2] (float64 in float64 calls), rows by position; None for no rotation (learned positions).
     The pairs rotated are (i, i + D/2), as in Llama and Qwen checkpoints (arXiv 2104.09864).
     q_weight, k_weight: [D], an RMS norm of each head with eps before the rotation (Qwen 3); None for none.
+
+    The caches have the dtype of q, or are int8 or float8_e4m3fn, and then k_scales, v_scales: float32 [N, P, G] out.
+    Each head x of a token, rounded to q's dtype, has a scale of its own, in float32: x is stored as
+    round(x * (largest / max |x|)), to nearest, ties to even, with scale max |x| / largest; largest is 127 or 448. A
+    head of zeros has zeros and scale 0.
     """
     tokens, heads, width = q.shape
     kv_heads = k_cache.shape[2]
@@ -134,8 +144,33 @@ def rope_append(
     q.copy_(query)
     kept = slots >= 0
     where = slots[kept].long()
-    k_cache.view(-1, kv_heads, width)[where] = key[kept].to(k_cache.dtype)
-    v_cache.view(-1, kv_heads, width)[where] = value[kept].to(v_cache.dtype)
+    for x, cache, scales in ((key, k_cache, k_scales), (value, v_cache, v_scales)):
+        new = x[kept].to(q.dtype)
+        if scales is not None:
+            new, scale = _quantize(new, cache.dtype)
+            scales.view(-1, kv_heads)[where] = scale.to(scales.dtype)
+        # float8 has no scatter of its own; its bytes do.
+        _bytes(cache).view(-1, kv_heads, width)[where] = _bytes(new)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.itemsize == 1 else x
+
+
+def _quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The rows of x in 8 bits, and their scales in float32."""
+    wide = x.float()
+    top = wide.abs().amax(-1, keepdim=True)
+    # A tensor: of numbers torch takes the reciprocal, and rounds once more.
+    largest = torch.full_like(top, 127 if dtype == torch.int8 else torch.finfo(dtype).max)
+    numbers = wide * torch.where(top > 0, largest / top, 0.0)
+    return (numbers.round() if dtype == torch.int8 else numbers).to(dtype), (top / largest).squeeze(-1)
+
+
+def _widened(cache: Tensor, scales: Tensor | None, q: Tensor) -> Tensor:
+    """The cache's numbers in the type that is computed in."""
+    wide = cache.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return wide if scales is None else wide * scales.unsqueeze(-1)
 
 
 def _quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -158,6 +193,9 @@ def paged_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
+    workspace: Tensor | None,
     block_tables: Tensor,
     kv_lens: Tensor,
     q_indptr: Tensor,
@@ -165,11 +203,14 @@ def paged_attention(
 ) -> None:
     """Causal attention of the new tokens of every sequence over its paged keys and values, be it prefill or decode.
 
-    out, q: [T, H, D]; k_cache, v_cache: [N, P, G, D]; query head h reads kv head h // (H / G).
+    out, q: [T, H, D]; k_cache, v_cache: [N, P, G, D] in the dtype of q, or in 8 bits with k_scales, v_scales: float32
+    [N, P, G], as `rope_append` writes them. Query head h reads kv head h // (H / G). scale: positive.
     block_tables: int32 [S, B], block ids in order; entries past ceil(kv_lens / P) are never read.
     kv_lens: int32 [S], tokens of each sequence including the new ones; q_indptr: int32 [S + 1], rows of sequence s
     are q_indptr[s] to q_indptr[s + 1]. Row i of n new ones has position kv_len - n + i and sees the
     positions up to its own.
+    workspace: float32 [any] or None, contents of no matter. Where it has `attention_workspace` numbers for this call, a
+    backend may work on every SPLIT_KEYS keys apart, for a GPU to be busy with few tokens. No result depends on it.
     """
     group = q.shape[1] // k_cache.shape[2]
     size = k_cache.shape[1]
@@ -179,12 +220,21 @@ def paged_attention(
         if begin == end:
             continue
         blocks = block_tables[s, : -(-length // size)].long()
-        key = _wide(k_cache[blocks].flatten(0, 1)[:length]).repeat_interleave(group, 1)
-        value = _wide(v_cache[blocks].flatten(0, 1)[:length]).repeat_interleave(group, 1)
+        key, value = (
+            _widened(cache[blocks], None if scales is None else scales[blocks], q).flatten(0, 1)[:length]
+            for cache, scales in ((k_cache, k_scales), (v_cache, v_scales))
+        )
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         scores = torch.einsum("qhd,khd->hqk", _wide(q[begin:end]), key) * scale
         position = torch.arange(length - (end - begin), length, device=q.device).unsqueeze(1)
         scores.masked_fill_(torch.arange(length, device=q.device) > position, -math.inf)
         out[begin:end] = torch.einsum("hqk,khd->qhd", torch.softmax(scores, -1), value).to(out.dtype)
+
+
+def attention_workspace(tokens: int, heads: int, head_width: int, keys: int) -> int:
+    """float32 numbers of a `paged_attention` workspace, for T = tokens and block tables of `keys` = B P keys: of each
+    split and row (token, head) the values' weighted sum, the largest score and the sum of weights."""
+    return -(-keys // SPLIT_KEYS) * tokens * heads * (head_width + 2)
 
 
 def greedy_argmax(out: Tensor, logits: Tensor) -> None:

@@ -13,6 +13,8 @@ def rope_append(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
     qkv: Tensor,
     positions: Tensor,
     slots: Tensor,
@@ -24,7 +26,7 @@ def rope_append(
 ) -> None:
     check = Check("rope_append", "q", q)
     check("q", q, (-1, -1, -1), dense=True)
-    check.caches(q, k_cache, v_cache)
+    check.caches(q, k_cache, v_cache, k_scales, v_scales)
     tokens, heads, width = q.shape
     check("qkv", qkv, (tokens, (heads + 2 * k_cache.shape[2]) * width))
     check.index("positions", positions, tokens)
@@ -43,7 +45,9 @@ def rope_append(
         check("k_weight", k_weight, (width,))
         check.positive("eps", eps)
     with torch.cuda.device_of(q):
-        kernels.rope_append(q, k_cache, v_cache, qkv, positions, slots, cos, sin, q_weight, k_weight, eps)
+        kernels.rope_append(
+            q, k_cache, v_cache, k_scales, v_scales, qkv, positions, slots, cos, sin, q_weight, k_weight, eps
+        )
 
 
 def paged_attention(
@@ -51,6 +55,9 @@ def paged_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
+    k_scales: Tensor | None,
+    v_scales: Tensor | None,
+    workspace: Tensor | None,
     block_tables: Tensor,
     kv_lens: Tensor,
     q_indptr: Tensor,
@@ -59,9 +66,14 @@ def paged_attention(
     check = Check("paged_attention", "out", out)
     check("out", out, (-1, -1, -1), dense=True)
     check("q", q, out.shape, dense=True)
-    check.caches(q, k_cache, v_cache)
+    check.caches(q, k_cache, v_cache, k_scales, v_scales)
+    if workspace is not None:
+        check("workspace", workspace, (-1,), torch.float32)
     check.index("block_tables", block_tables, -1, -1, dense=False)
     check.index("kv_lens", kv_lens, len(block_tables))
     check.index("q_indptr", q_indptr, len(block_tables) + 1)
+    check.positive("scale", scale)
     with torch.cuda.device_of(out):
-        kernels.paged_attention(out, q, k_cache, v_cache, block_tables, kv_lens, q_indptr, scale)
+        kernels.paged_attention(
+            out, q, k_cache, v_cache, k_scales, v_scales, workspace, block_tables, kv_lens, q_indptr, scale
+        )

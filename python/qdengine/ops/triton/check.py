@@ -12,6 +12,7 @@ from torch import Tensor
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+_EIGHT_BIT = (torch.int8, torch.float8_e4m3fn)
 _MAX_HEAD_WIDTH, _MAX_GROUP = 512, 16
 
 
@@ -57,13 +58,25 @@ class Check:
         if any(given) and not all(given):
             self.fail(second, f"{first} and {second} together, or neither", "one of them")
 
-    def caches(self, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-        """k_cache and v_cache, and how they fit q."""
+    def caches(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, k_scales: Tensor | None, v_scales: Tensor | None
+    ) -> None:
+        """k_cache and v_cache with their scales, and how they fit q."""
         heads, width = q.shape[1:]
         if not 1 <= width <= _MAX_HEAD_WIDTH:
             self.fail("q", f"a head width of 1 to {_MAX_HEAD_WIDTH}", width)
-        self("k_cache", k_cache, (-1, -1, -1, width), dense=True)
-        self("v_cache", v_cache, k_cache.shape, dense=True)
+        require_tensor(self.op, "k_cache", k_cache)
+        cached = k_cache.dtype
+        if cached not in (q.dtype, *_EIGHT_BIT):
+            self.fail("k_cache", f"{_name(q.dtype)}, int8 or float8_e4m3fn", _name(cached))
+        self("k_cache", k_cache, (-1, -1, -1, width), cached, dense=True)
+        self("v_cache", v_cache, k_cache.shape, cached, dense=True)
+        for arg, scales in (("k_scales", k_scales), ("v_scales", v_scales)):
+            if (scales is not None) != (cached in _EIGHT_BIT):
+                wanted = "scales of the 8-bit cache" if scales is None else f"none for a cache of {_name(cached)}"
+                self.fail(arg, wanted, "none" if scales is None else "a tensor")
+            if scales is not None:
+                self(arg, scales, k_cache.shape[:3], torch.float32, dense=True)
         blocks, size, kv_heads, _ = k_cache.shape
         if kv_heads == 0 or heads % kv_heads or not 1 <= heads // kv_heads <= _MAX_GROUP:
             groups = f"kv heads that divide the {heads} query heads into groups of at most {_MAX_GROUP}"
