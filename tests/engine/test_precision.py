@@ -87,12 +87,12 @@ def test_float8_needs_a_gpu(bundles):
 
 @needs_interpreter
 def test_fused_head(bundles):
-    """The same tokens without logits, and logits for a request that samples."""
+    """The same tokens without logits, and logits for requests that sample or are verbatim."""
     short = {"query": "fox", "document": "The quick brown fox.", "max_new_tokens": 2}
     made = []
     for backend, fused in (("cpu", False), ("triton", True)):
         with open_engine(bundles["llama"], backend=backend, fused_head=fused, lookahead=4) as engine:
-            made.append(written(engine, [short, {**short, "temperature": 1.0}]))
+            made.append(written(engine, [short, {**short, "temperature": 1.0}, {**short, "verbatim": True}]))
     assert made[0] == made[1]
 
 
