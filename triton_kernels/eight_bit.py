@@ -1,7 +1,7 @@
 """Numbers of 8 bits: int8, and e4m3 (arXiv 2209.05433) as its bytes, uint8. With integers and float16 alone: so float8
 needs no GPU that has it, and interpreted results are those of a GPU.
 
-The contract is `rope_append` of ops/reference.py: number = round(x * (largest / max |x|)), to nearest, ties to even.
+The contract is `quantize` of ops/reference.py: number = round(x * (largest / max |x|)), to nearest, ties to even.
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ def widen(x):
 @triton.jit
 def largest(dtype: tl.constexpr):
     return 448.0 if dtype == tl.uint8 else 127.0
+
+
+@triton.jit
+def scale_of(top, dtype: tl.constexpr):
+    """The scale of rows whose largest magnitude is `top`, and the factor that divides by it."""
+    most = tl.full(top.shape, largest(dtype), tl.float32)
+    live = top >= 1.2037062152420224e-35  # 2^-116: below it the factor would be infinite
+    return tl.div_rn(top, most), tl.where(live, tl.div_rn(most, tl.where(live, top, 1.0)), 0.0)
 
 
 @triton.jit

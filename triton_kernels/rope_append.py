@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import OPTIONS, narrow
-from .eight_bit import largest, numbers, quantize
+from .eight_bit import numbers, quantize, scale_of
 
 
 @triton.jit(do_not_specialize=["count", "cache_slots", "max_positions"])
@@ -68,11 +68,9 @@ def _rope_append_kernel(
         wide_low = low.to(tl.float32)
         wide_high = high.to(tl.float32)
         top = tl.max(tl.maximum(tl.abs(wide_low), tl.abs(wide_high)), 1, keep_dims=True)
-        most = tl.full(top.shape, largest(dtype), tl.float32)
-        scale = tl.div_rn(top, most)
+        scale, by = scale_of(top, dtype)
         tl.store(k_scales + slot * G + head - H, scale, kept & (head < H + G))
         tl.store(v_scales + slot * G + head - H - G, scale, kept & is_v)
-        by = tl.where(top > 0.0, tl.div_rn(most, tl.where(top > 0.0, top, 1.0)), 0.0)
         low = quantize(wide_low * by, dtype)
         high = quantize(wide_high * by, dtype)
     place = k_cache + (slot * G + head - H) * D + i

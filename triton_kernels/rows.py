@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .common import narrow
-from .eight_bit import largest, quantize
+from .eight_bit import quantize, scale_of
 
 
 @triton.jit
@@ -16,9 +16,7 @@ def store_rows(out, scales, y, row, rows, place, mask, dtype: tl.constexpr):
     if scales is not None:
         y = y.to(tl.float32)
         top = tl.max(tl.abs(y), 1, keep_dims=True)
-        most = tl.full(top.shape, largest(out.dtype.element_ty), tl.float32)
-        tl.store(scales + row, tl.div_rn(top, most), row < rows)
-        live = top >= 1.2037062152420224e-35  # 2^-116: below it the factor would be infinite
-        factor = tl.where(live, tl.div_rn(most, tl.where(live, top, 1.0)), 0.0)
+        scale, factor = scale_of(top, out.dtype.element_ty)
+        tl.store(scales + row, scale, row < rows)
         y = quantize(y * factor, out.dtype.element_ty)
     tl.store(out + place, y, mask)

@@ -157,16 +157,6 @@ def _bytes(x: Tensor) -> Tensor:
     return x.view(torch.uint8) if x.itemsize == 1 else x
 
 
-def _quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The rows of x in 8 bits, and their scales in float32."""
-    wide = x.float()
-    top = wide.abs().amax(-1, keepdim=True)
-    # A tensor: of numbers torch takes the reciprocal, and rounds once more.
-    largest = torch.full_like(top, 127 if dtype == torch.int8 else torch.finfo(dtype).max)
-    numbers = wide * torch.where(top > 0, largest / top, 0.0)
-    return (numbers.round() if dtype == torch.int8 else numbers).to(dtype), (top / largest).squeeze(-1)
-
-
 def _widened(cache: Tensor, scales: Tensor | None, q: Tensor) -> Tensor:
     """The cache's numbers in the type that is computed in."""
     wide = cache.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
