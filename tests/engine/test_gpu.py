@@ -63,6 +63,13 @@ def test_float32_is_the_cpus(bundle, backend):
 OPTIONS = [{}, {"adaptive_lookahead": False}, {"max_step_tokens": 50, "max_sequences": 3}]
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "float8"])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_lossless_in_8_bits(bundle, backend, kv_dtype):
+    want = ids(bundle, "cuda", backend, lookahead=0, kv_dtype=kv_dtype)
+    assert ids(bundle, "cuda", backend, kv_dtype=kv_dtype) == want
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_lossless(bundle, backend, options):
