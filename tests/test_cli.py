@@ -239,7 +239,8 @@ def test_doctor():
     assert list(found["backends"]) == list(ops.BACKENDS)
     assert found["qdengine"] == version("qdengine") and found["torch"] == torch.__version__
     assert found["isa"] in found["isas_built"] and list(found["students"]) == list(student.STUDENTS)
-    default = found["backends"]["cuda" if torch.cuda.is_available() else "cpu"]
+    assert found["default_backend"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    default = found["backends"][found["default_backend"]]
     assert found["ok"] is (default == "ok") and result.exit_code == (0 if found["ok"] else 1)
     lines = run("doctor").stdout.splitlines()
     assert f"torch: {torch.__version__}" in lines and "  cpu: ok" in lines and f"ok: {found['ok']}" in lines

@@ -28,6 +28,7 @@ def examine() -> dict[str, Any]:
 
         native = dict(build_info())
     gpu = torch.cuda.is_available()
+    default = "cuda" if gpu else "cpu"
     try:
         students = {name: str(path) if path else "not installed" for name, path in student.installed().items()}
     except (QdengineError, OSError) as error:
@@ -48,8 +49,9 @@ def examine() -> dict[str, Any]:
         "compute_capability": list(torch.cuda.get_device_capability()) if gpu else None,
         "cuda_archs_built": native.get("cuda_archs"),
         "backends": backends,
+        "default_backend": default,
         "students": students,
-        "ok": backends["cuda" if gpu else "cpu"] == "ok",
+        "ok": backends[default] == "ok",
     }
 
 
