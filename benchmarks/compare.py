@@ -143,7 +143,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         exported = export(student.resolve(model), Path(folder) / "model")
         for precision in precisions:
-            with make_engine(model, device, precision, None, max_new_tokens, others) as engine:
+            with make_engine(model, device, precision, "auto", None, max_new_tokens, others) as engine:
                 result[precision] = compare(
                     engine, exported, names or PEERS[device], chosen, alone, slice_rows, max_new_tokens
                 )

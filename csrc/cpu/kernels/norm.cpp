@@ -1,6 +1,6 @@
 // RMS norm and layer norm, with or without adding to the residual first. Bound by memory: a row (2-4 KiB) is read twice and
 // stays in L1. The sum runs over 16 lanes and is folded in one fixed order, so that a row's result does not depend on the
-// batch, on the thread, or (but for fused multiply-add) on the instruction set.
+// batch, on the thread, or on the instruction set.
 #include "rows.h"
 
 namespace qdengine::QDENGINE_ISA {
