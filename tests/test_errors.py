@@ -115,7 +115,7 @@ def test_items_of_other_shapes(engine, item, message):
         next(engine.stream(item))
 
 
-@pytest.mark.parametrize("value", [0, -5, 1.5, "1", None, True])
+@pytest.mark.parametrize("value", [0, -5, 1.5, "1", True])
 @pytest.mark.parametrize("name", ["kv_bytes", "block_tokens", "max_sequences", "max_step_tokens", "max_new_tokens"])
 def test_engine_options_are_named(name, value):
     with pytest.raises(ConfigError, match=rf"EngineConfig\.{name} is {value!r}; it must be an int in "):

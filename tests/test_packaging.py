@@ -19,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+EXTENSIONS = ("_host", "_native")
 INFO = f"qdengine-{VERSION}.dist-info"
 NO_INDEX = re.compile(r"No matching distribution found for (scikit-build-core|pybind11|ninja|cmake)")
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def test_the_wheel_has_what_running_takes_and_no_more(wheel, sources):
     expected = {name.removeprefix("python/") for name in sources if name.startswith("python/qdengine/")}
     expected |= {f"qdengine/{name}" for name in sources if re.fullmatch(r"triton_kernels/\w+\.py", name)}
     expected |= {f"{INFO}/{name}" for name in ["METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"]}
-    expected.add(f"qdengine/_native{sysconfig.get_config_var('EXT_SUFFIX')}")
+    expected |= {f"qdengine/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in EXTENSIONS}
     assert names == expected
     assert {"qdengine/_native.pyi", "qdengine/py.typed", "qdengine/triton_kernels/__init__.py"} < names
     assert {Path(name).suffix for name in names if name.startswith("qdengine/")} == {".py", ".pyi", ".typed", ".so"}
@@ -97,17 +98,20 @@ def test_metadata(wheel):
     assert entry_points.split() == ["[console_scripts]", "qdengine", "=", "qdengine.cli:main"]
 
 
-def test_the_extension_links_neither_torch_nor_cuda(wheel, tmp_path):
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_extension_links_neither_torch_nor_cuda(wheel, tmp_path, name):
     with zipfile.ZipFile(wheel) as file:
-        extension = file.extract(next(name for name in file.namelist() if name.endswith(".so")), tmp_path)
+        extension = file.extract(f"qdengine/{name}{sysconfig.get_config_var('EXT_SUFFIX')}", tmp_path)
     dynamic = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
     needed = {name.split(".so")[0] for name in re.findall(r"NEEDED.*\[(.+)\]", dynamic)}
     system = {"libc", "libm", "libgcc_s", "libpthread", "libdl", "librt", "ld-linux-x86-64", "ld-linux-aarch64"}
-    assert {"libstdc++", "libgomp"} <= needed <= {"libstdc++", "libgomp", *system}
+    wanted = {"libstdc++", "libgomp"} if name == "_native" else {"libstdc++"}  # the host's part has no threads
+    assert wanted <= needed <= wanted | system
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
     symbols = subprocess.run(["nm", "-D", "--defined-only", extension], capture_output=True, text=True, check=True)
     own = [line.split()[-1] for line in symbols.stdout.splitlines() if "qdengine" in line or " T " in line]
-    assert own == ["PyInit__native"], "nothing else for other extensions to collide with"
+    own = [symbol for symbol in own if "once_flag" not in symbol]  # of the standard library, by way of pybind11
+    assert own == [f"PyInit_{name}"], "nothing else for other extensions to collide with"
     assert str(ROOT).encode() not in Path(extension).read_bytes(), "no path of the machine that built it"
 
 

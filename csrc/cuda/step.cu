@@ -71,12 +71,12 @@ __global__ __launch_bounds__(kThreads) void commit_kernel(CommitArgs a) {
 __global__ __launch_bounds__(kThreads) void admit_kernel(AdmitArgs a) {
   const step::Record r = step::record(a, blockIdx.x);
   if (!step::whole(a, r)) return;
+  if (threadIdx.x == 0) step::lay_record(a, r);
   const int32_t* staged = a.staged + r.at;
   for (int32_t j = static_cast<int32_t>(threadIdx.x); j < r.length; j += kThreads) {
     a.tokens[r.row * a.tokens_stride + j] = staged[j];
     a.ranks[r.row * a.ranks_stride + j] = staged[r.length + j];
   }
-  if (threadIdx.x == 0) step::lay_record(a, r);
 }
 
 }  // namespace
