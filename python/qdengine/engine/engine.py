@@ -22,7 +22,7 @@ from ..config import PRECISIONS, EngineConfig
 from ..documents import DocumentCache
 from ..errors import BackendError, ConfigError, EngineError, LimitError, QdengineError, RequestError
 from ..model.decoder import Decoder
-from ..model.kv_cache import KVCache, shortage
+from ..model.kv_cache import EIGHT_BITS, KVCache, shortage
 from ..prompt import Prompt, encode
 from ..request import Request, Summary
 from .draft_cost import DraftCost
@@ -31,7 +31,6 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .turns import Turns
 
-_EIGHT_BITS = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 Item = Request | Mapping[str, Any]
 
 
@@ -61,7 +60,7 @@ class Engine:
         self.precision = _precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
         self._break_id = verbatim.break_id(self.tokenizer)
-        number = _EIGHT_BITS.get(self.precision)
+        number = EIGHT_BITS.get(self.precision)
         dtype = getattr(torch, self.precision if number is None else _precision("auto", self.device))
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config

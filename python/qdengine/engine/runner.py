@@ -56,7 +56,7 @@ class Runner:
         draft: int, step_tokens: int, lag: bool, graphs: bool,
     ) -> None:  # fmt: skip
         self.decoder, self.cache, self.lag, self.device = decoder, cache, lag, decoder.device
-        self._ops, self._step_tokens, self._draft = decoder.ops, step_tokens, draft
+        self._ops, self._step_tokens = decoder.ops, step_tokens
         capacity = decoder.config.max_positions
 
         def zeros(*shape: int) -> Tensor:

@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 from ..ops.reference import attention_workspace
 
-_DTYPES = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
+EIGHT_BITS = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 # On a GPU a step of few tokens is split over its keys; one of more keeps a GPU busy without. For large models and
 # contexts fewer tokens are few.
 SPLIT_TOKENS, _WORKSPACE_BYTES = 256, 32 << 20
@@ -38,8 +38,8 @@ class KVCache:
         kv_dtype: str = "auto",
     ) -> None:
         self.block_tokens = block_tokens
-        self.dtype = _DTYPES.get(kv_dtype, dtype)
-        head_bytes = config.head_width * self.dtype.itemsize + (4 if kv_dtype in _DTYPES else 0)
+        self.dtype = EIGHT_BITS.get(kv_dtype, dtype)
+        head_bytes = config.head_width * self.dtype.itemsize + (4 if kv_dtype in EIGHT_BITS else 0)
         self.block_bytes = 2 * config.layers * config.kv_heads * head_bytes * block_tokens
         self.blocks = min(kv_bytes // self.block_bytes, (2**31 - 1) // block_tokens)
         if self.blocks < 1:
@@ -56,7 +56,7 @@ class KVCache:
         try:
             self.keys = list(torch.empty(*shape, config.head_width, dtype=self.dtype, device=device))
             self.values = list(torch.empty(*shape, config.head_width, dtype=self.dtype, device=device))
-            if kv_dtype in _DTYPES:
+            if kv_dtype in EIGHT_BITS:
                 self.key_scales = list(torch.empty(shape, device=device))
                 self.value_scales = list(torch.empty(shape, device=device))
             if device.type == "cuda":
