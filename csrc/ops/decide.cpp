@@ -29,25 +29,19 @@ void allowed_argmax(const Tensor& chosen, const Tensor& logits, const Tensor& ro
   check.shape("logits", logits, {-1, -1});
   check.floating("logits", logits);
   const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, logits); };
-  check.dense("chosen", chosen, {logits.dim(0)});
-  index("chosen", chosen);
-  check.dense("verbatim", verbatim, {-1});
-  index("verbatim", verbatim);
+  check.indices("chosen", chosen, logits, {logits.dim(0)});
+  check.indices("verbatim", verbatim, logits, {-1});
   const int64_t sequences = verbatim.dim(0);
-  check.dense("row_indptr", row_indptr, {sequences + 1});
-  index("row_indptr", row_indptr);
+  check.indices("row_indptr", row_indptr, logits, {sequences + 1});
   check.shape("tokens", tokens, {sequences, -1});
   index("tokens", tokens);
   check.shape("ranks", ranks, {sequences, tokens.dim(1)});
   index("ranks", ranks);
-  check.dense("bounds", bounds, {sequences, 4});
-  index("bounds", bounds);
+  check.indices("bounds", bounds, logits, {sequences, 4});
   check.shape("drafts", drafts, {sequences, -1});
   index("drafts", drafts);
-  check.dense("twins", twins, {logits.dim(1)});
-  index("twins", twins);
-  check.dense("stop_ids", stop_ids, {-1});
-  index("stop_ids", stop_ids);
+  check.indices("twins", twins, logits, {logits.dim(1)});
+  check.indices("stop_ids", stop_ids, logits, {-1});
   if (stop_ids.dim(0) == 0) check.fail("stop_ids", "at least one id", "none");
   if (sequences == 0 || logits.dim(0) == 0) return;
   kernels_for(logits).allowed_argmax({.chosen = chosen.as<int32_t>(),
@@ -82,16 +76,13 @@ void ngram_propose(const Tensor& drafts, const Tensor& draft_lens, const Tensor&
   check.dtype("drafts", drafts, DType::i32);
   const int64_t sequences = drafts.dim(0);
   const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, drafts); };
-  check.dense("draft_lens", draft_lens, {sequences});
-  index("draft_lens", draft_lens);
+  check.indices("draft_lens", draft_lens, drafts, {sequences});
   check.shape("tokens", tokens, {sequences, -1});
   index("tokens", tokens);
   check.shape("ranks", ranks, {sequences, tokens.dim(1)});
   index("ranks", ranks);
-  check.dense("bounds", bounds, {sequences, 4});
-  index("bounds", bounds);
-  check.dense("limits", limits, {sequences});
-  index("limits", limits);
+  check.indices("bounds", bounds, drafts, {sequences, 4});
+  check.indices("limits", limits, drafts, {sequences});
   if (sequences == 0) return;
   kernels_for(drafts).ngram_propose({.drafts = drafts.as<int32_t>(),
                                      .draft_lens = draft_lens.as<int32_t>(),
@@ -117,14 +108,10 @@ void verify_draft(const Tensor& out, const Tensor& out_lens, const Tensor& draft
   const auto index = [&](const char* arg, const Tensor& t) { check.index(arg, t, drafts); };
   check.shape("out", out, {sequences, drafts.dim(1) + 1});
   index("out", out);
-  check.dense("out_lens", out_lens, {sequences});
-  index("out_lens", out_lens);
-  check.dense("draft_lens", draft_lens, {sequences});
-  index("draft_lens", draft_lens);
-  check.dense("sampled", sampled, {-1});
-  index("sampled", sampled);
-  check.dense("row_indptr", row_indptr, {sequences + 1});
-  index("row_indptr", row_indptr);
+  check.indices("out_lens", out_lens, drafts, {sequences});
+  check.indices("draft_lens", draft_lens, drafts, {sequences});
+  check.indices("sampled", sampled, drafts, {-1});
+  check.indices("row_indptr", row_indptr, drafts, {sequences + 1});
   if (sequences == 0) return;
   kernels_for(drafts).verify_draft({.out = out.as<int32_t>(),
                                     .out_lens = out_lens.as<int32_t>(),

@@ -16,8 +16,7 @@ void pack_step(const Tensor& ids, const Tensor& positions, const Tensor& slots, 
   check.shape("rows", rows, {-1});
   const int64_t step = ids.dim(0), sequences = computed.dim(0);
   const auto dense = [&](const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
-    check.dense(arg, t, shape);
-    check.index(arg, t, ids);
+    check.indices(arg, t, ids, shape);
   };
   const auto matrix = [&](const char* arg, const Tensor& t) {
     check.shape(arg, t, {sequences, -1});
@@ -76,8 +75,7 @@ void commit_step(const Tensor& tokens, const Tensor& bounds, const Tensor& compu
   check.dtype("tokens", tokens, DType::i32);
   const int64_t sequences = tokens.dim(0);
   const auto dense = [&](const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
-    check.dense(arg, t, shape);
-    check.index(arg, t, tokens);
+    check.indices(arg, t, tokens, shape);
   };
   dense("bounds", bounds, {sequences, 4});
   dense("computed", computed, {sequences});
@@ -118,8 +116,7 @@ void admit_rows(const Tensor& tokens, const Tensor& ranks, const Tensor& bounds,
   check.dtype("tokens", tokens, DType::i32);
   const int64_t sequences = tokens.dim(0);
   const auto dense = [&](const char* arg, const Tensor& t, std::initializer_list<int64_t> shape) {
-    check.dense(arg, t, shape);
-    check.index(arg, t, tokens);
+    check.indices(arg, t, tokens, shape);
   };
   check.shape("ranks", ranks, {sequences, tokens.dim(1)});
   check.index("ranks", ranks, tokens);

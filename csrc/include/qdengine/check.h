@@ -66,6 +66,12 @@ class Check {
     dtype(arg, t, DType::i32);
   }
 
+  // An array of indices that kernels take as one piece.
+  void indices(const char* arg, const Tensor& t, const Tensor& like, std::initializer_list<int64_t> expected) const {
+    dense(arg, t, expected);
+    index(arg, t, like);
+  }
+
   void positive(const char* arg, double value) const {
     if (!(value > 0)) fail(arg, "a positive number", std::to_string(value));
   }
