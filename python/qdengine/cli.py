@@ -12,6 +12,7 @@ import click
 
 from . import __version__
 from .errors import QdengineError
+from .train.cli import train
 
 ENGINE_OPTIONS = [
     click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
@@ -272,6 +273,9 @@ def export(model: str, destination: str) -> None:
     from .export import export as run
 
     click.echo(run(student.resolve(model), destination))
+
+
+main.add_command(train)
 
 
 @main.group()

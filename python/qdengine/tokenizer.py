@@ -76,7 +76,7 @@ class Tokenizer:
         """int32 [size]: for each of so many tokens the one that has a space before it where this one has none, and the
         other way round; itself for none, -1 for white space."""
         twins = np.arange(size, dtype=np.int32)
-        vocabulary = self._tokenizer.get_vocab()
+        vocabulary = self.vocabulary
         for token, i in vocabulary.items():
             other = vocabulary.get(token[1:], size) if token[0] in _SPACES and token[1:2] not in _SPACES else size
             if max(i, other) < size:
@@ -84,6 +84,11 @@ class Tokenizer:
         texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)], skip_special_tokens=False)
         twins[[i for i, text in enumerate(texts[:size]) if not text.strip()]] = -1
         return twins
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's id."""
+        return self._tokenizer.get_vocab()
 
     @property
     def vocab_size(self) -> int:

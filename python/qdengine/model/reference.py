@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,30 @@ from .rope import rope_tables
 def _norm(config: ModelConfig, width: int) -> nn.Module:
     make = nn.RMSNorm if config.family == "llama" else nn.LayerNorm
     return make(width, eps=config.norm_eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Branches that continue one beginning, side by side in one row of T tokens.
+
+    prefix: tokens of the beginning, which attend causally; positions: int64 [T]; mask: bool [T - prefix, T], what each
+    token of a branch attends to: the beginning, and its own branch up to itself.
+    """
+
+    prefix: int
+    positions: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, prefix: int, branches: list[int], device: torch.device | str = "cpu") -> Tree:
+        """The tree of a beginning of `prefix` tokens and branches of so many tokens each."""
+        lengths = torch.tensor(branches, device=device)
+        branch = torch.arange(len(branches), device=device).repeat_interleave(lengths)
+        place = torch.cat([torch.arange(n, device=device) for n in branches])
+        own = (branch.unsqueeze(1) == branch) & (place.unsqueeze(1) >= place)
+        beginning = torch.ones(len(place), prefix, dtype=torch.bool, device=device)
+        positions = torch.cat([torch.arange(prefix, device=device), prefix + place])
+        return cls(prefix, positions, torch.cat([beginning, own], 1))
 
 
 class Layer(nn.Module):
@@ -38,11 +64,11 @@ class Layer(nn.Module):
             self.gate_up = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
         self.down = nn.Linear(config.ffn_width, config.width, bias=gpt2)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.out(self._attend(self.norm1(x), rotation))
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tree: Tree | None) -> Tensor:
+        x = x + self.out(self._attend(self.norm1(x), rotation, tree))
         return x + self.down(self._activate(self.norm2(x)))
 
-    def _attend(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _attend(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, tree: Tree | None) -> Tensor:
         c = self.config
         heads = self.qkv(x).unflatten(-1, (-1, c.head_width)).transpose(1, 2)
         q, k, v = heads.split([c.heads, c.kv_heads, c.kv_heads], 1)
@@ -50,7 +76,14 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = _rotate(q, *rotation), _rotate(k, *rotation)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=c.kv_heads != c.heads)
+        end = q.shape[2] if tree is None else tree.prefix
+        gqa = c.kv_heads != c.heads
+        mixed = F.scaled_dot_product_attention(
+            q[:, :, :end], k[:, :, :end], v[:, :, :end], is_causal=True, enable_gqa=gqa
+        )
+        if tree is not None:
+            branches = F.scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=tree.mask, enable_gqa=gqa)
+            mixed = torch.cat([mixed, branches], 2)
         return mixed.transpose(1, 2).flatten(2)
 
     def _activate(self, x: Tensor) -> Tensor:
@@ -66,7 +99,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class ReferenceModel(nn.Module):
-    """forward(ids: int64 [S, T]) -> logits [S, T, V], causal, positions from 0."""
+    """ids: int64 [S, T] to logits [S, T, V], causal, positions from 0."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,14 +119,18 @@ class ReferenceModel(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, tree: Tree | None = None, rows: Tensor | None = None) -> Tensor:
+        """tree: how the tokens of the one row of `ids` follow each other, if not one after another. rows: int64 [R],
+        the tokens whose logits are wanted, [S, R, V]: the head is most of the work for a few of them."""
         x = self.embed(ids)
+        positions = torch.arange(ids.shape[1], device=ids.device) if tree is None else tree.positions
         rotation = None
         if self.config.family == "gpt2":
-            x = x + self.positions(torch.arange(ids.shape[1], device=ids.device))
+            x = x + self.positions(positions)
         else:
             cos, sin = rope_tables(self.config, ids.shape[1])
-            rotation = cos.to(ids.device), sin.to(ids.device)
+            rotation = cos.to(ids.device)[positions], sin.to(ids.device)[positions]
         for layer in self.layers:
-            x = layer(x, rotation)
-        return F.linear(self.norm(x), self.embed.weight if self.config.tied_head else self.head.weight)
+            x = layer(x, rotation, tree)
+        x = self.norm(x if rows is None else x[:, rows])
+        return F.linear(x, self.embed.weight if self.config.tied_head else self.head.weight)

@@ -1,0 +1,1 @@
+"""Making students: labels, supervised fine-tuning, preferences, distillation, export. Needs `qdengine[train]`."""

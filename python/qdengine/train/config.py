@@ -1,0 +1,237 @@
+"""A training run as data: one YAML file, every value of which can be given on the command line instead.
+
+All of it is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """train, validation: JSON Lines files of rows (id, query, title, document, summary), or of pairs for DPO.
+
+    rows, validation_rows: how many of them. packs: how many documents to train on, those with most rows first; None
+    for all. queries: most rows of a document in one pack. share_answers: a document also gets the queries of other
+    rows whose summary it holds. max_tokens: of a prompt; longer documents are trained on in windows. absent: the
+    target where a document holds no answer; absent_share: of the rows with long documents, how many are shown without
+    their answer.
+    """
+
+    train: list[Path] = Field(min_length=1)
+    validation: list[Path] = []
+    rows: Count | None = None
+    validation_rows: Count = 128
+    packs: Count | None = None
+    queries: Count = 12
+    share_answers: bool = True
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+    absent: str = Field("The document does not say.", min_length=1)
+    absent_share: Share = 0.0
+
+
+class Shape(Section):
+    """A GPT-2 with random weights."""
+
+    layers: Count
+    width: Count
+    heads: Count
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Shape:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Student(Section):
+    """init: a student's name, bundle or Hugging Face folder: weights, tokenizer, prompt and stop tokens.
+
+    layers: which of its layers to keep, in order; None for all. scratch: a new model with the tokenizer of `init`.
+    prompt: the order of document and query; None for that of `init`. frozen: what is not trained, as beginnings of
+    weight names: "embed", "layers.0.".
+    """
+
+    init: str
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    scratch: Shape | None = None
+    prompt: Literal["document_first", "query_first"] | None = None
+    frozen: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Student:
+        if self.layers is not None and self.scratch is not None:
+            raise ValueError("layers and scratch exclude each other: a new model has no layers to keep")
+        if self.layers is not None and sorted(set(self.layers)) != self.layers:
+            raise ValueError(f"layers must ascend, not {self.layers}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer, merged at the end; scale: of their product."""
+
+    rank: Count = 64
+    scale: Positive = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Training(Section):
+    """steps: of the optimizer, or None for `epochs`. batch: packs of a step. warmup: steps to the full learning rate;
+    decay: share of the steps, the last ones, in which it falls to 0. precision: of the products; weights are float32.
+    save_every, evaluate_every, log_every: steps.
+    """
+
+    steps: Count | None = None
+    epochs: Positive = 1.0
+    batch: Count = 4
+    learning_rate: Positive = 3e-4
+    warmup: Annotated[int, Field(ge=0)] = 20
+    decay: Share = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    save_every: Count = 100
+    evaluate_every: Count = 100
+    log_every: Count = 1
+
+
+class Run(Section):
+    """output: the run's folder."""
+
+    output: Path
+    data: Data
+    student: Student
+    lora: Lora | None = None
+    training: Training = Training()
+
+
+class Sft(Run):
+    """Supervised fine-tuning: the likelihood of the summaries."""
+
+
+class Divergence(Section):
+    """Of the teacher's distribution p from the student's q: forward KL(p, q), reverse KL(q, p) or JSD, the mean of
+    both from their mixture. temperature: divides the logits of both, and its square multiplies the result
+    (arXiv 1503.02531). share: its weight; the labels' loss has the rest."""
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    temperature: Positive = 1.0
+    share: Share = 0.5
+
+
+class Distill(Run):
+    """The likelihood of a teacher's labels, which are the rows' summaries; with `teacher`, its distribution too."""
+
+    teacher: str | None = None
+    divergence: Divergence = Divergence()
+
+
+class Dpo(Run):
+    """Direct preference optimization (arXiv 2305.18290) on pairs. beta: how far from the reference, which is `init`.
+    sft_share: weight of the chosen summaries' own loss, which keeps their likelihood up (arXiv 2404.19733)."""
+
+    beta: Positive = 0.1
+    sft_share: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _reference_is_init(self) -> Dpo:
+        if self.student.layers is not None or self.student.scratch is not None:
+            raise ValueError("preferences are relative to student.init: it must be trained as it is")
+        return self
+
+
+class Weights(Section):
+    """Of the figures that make a sample's score."""
+
+    rouge: Annotated[float, Field(ge=0)] = 1.0
+    verbatim: Annotated[float, Field(ge=0)] = 1.0
+    coverage: Annotated[float, Field(ge=0)] = 0.5
+    length: Annotated[float, Field(ge=0)] = 0.5
+
+    @model_validator(mode="after")
+    def _some(self) -> Weights:
+        if not any(self.model_dump().values()):
+            raise ValueError("one weight at least must be above 0")
+        return self
+
+
+class Pairs(Section):
+    """samples: of `student` for each row. margin: least difference of the scores, in [0, 1], of chosen and rejected."""
+
+    output: Path
+    train: list[Path] = Field(min_length=1)
+    rows: Count | None = None
+    student: str
+    precision: str = "auto"
+    samples: Annotated[int, Field(ge=2)] = 6
+    temperature: Annotated[float, Field(ge=1e-6)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    max_new_tokens: Count = 96
+    weights: Weights = Weights()
+    margin: Annotated[float, Field(gt=0, le=1)] = 0.1
+    language: Literal["en", "zh"] = "en"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load(kind: type[Model], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Model:
+    """The settings in the YAML file `path`, with `overrides` such as "training.steps=10", values as in YAML. Raises
+    `ConfigError` that names the setting at fault."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no settings, but {type(data).__name__}")
+    for override in overrides:
+        _override(data, override)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ConfigError(f"{path}: {where}: {first['msg']}{_given(first)}{more}") from None
+
+
+def _given(error: Any) -> str:
+    return "" if error["type"] == "missing" else f", not {str(error['input'])[:80]!r}"
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    *sections, last = name.split(".")
+    if not equals or not last:
+        raise ConfigError(f"{override!r}: give NAME=VALUE, with a dot between section and setting")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{override!r}: {section} is no section")
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is not YAML") from None
+
+
+def dump(settings: BaseModel) -> str:
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,128 @@
+"""The model of a run: made of a student or new, with adapters or without, and saved as a bundle."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint, student
+from ..checkpoint import Checkpoint
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..model.reference import ReferenceModel, Tree
+from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, PromptFormat
+from . import config
+
+LINEAR = ("qkv", "out", "gate_up", "up", "down")
+_FORMATS = {"document_first": DOCUMENT_FIRST, "query_first": QUERY_FIRST}
+
+
+class PackModel(nn.Module):
+    """A model over packs: the tensors of `packs.batch` to logits [R, V] of the tokens to be learnt."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        tree = Tree.of(inputs["prefix"], inputs["lengths"], inputs["ids"].device)
+        return self.model(inputs["ids"], tree, inputs["rows"])[0]
+
+
+def open_student(settings: config.Student) -> tuple[Checkpoint, ModelConfig, PromptFormat]:
+    """What `settings` start from, without its weights. Raises `ConfigError` where they do not fit it."""
+    source = checkpoint.load(student.resolve(settings.init))
+    shape, prompt = source.config, source.prompt
+    if settings.prompt is not None:
+        prompt = replace(prompt, parts=_FORMATS[settings.prompt].parts)
+    if settings.layers is not None:
+        if settings.layers[-1] >= shape.layers:
+            raise ConfigError(f"student.layers: {settings.layers[-1]}, and {source.name} has {shape.layers} layers")
+        shape = replace(shape, layers=len(settings.layers))
+    if settings.scratch is not None:
+        new = settings.scratch
+        shape = ModelConfig(
+            "gpt2", shape.vocab_size, new.width, 4 * new.width, new.layers, new.heads, new.heads,
+            new.width // new.heads, min(2048, shape.max_positions),
+        )  # fmt: skip
+    names = list(_names(shape))
+    for beginning in settings.frozen:
+        if not any(name.startswith(beginning) for name in names):
+            raise ConfigError(f"student.frozen: no weight's name begins with {beginning!r}; there is {names[0]}")
+    return source, shape, prompt
+
+
+def make(settings: config.Run, source: Checkpoint, shape: ModelConfig) -> PackModel:
+    """The model to train, float32, on the CPU."""
+    if settings.student.scratch is not None:
+        torch.manual_seed(settings.training.seed)
+        model = _scratch(shape)
+    else:
+        weights = source.weights()
+        if settings.student.layers is not None:
+            weights = select_layers(weights, settings.student.layers)
+        model = ReferenceModel.from_weights(shape, {name: tensor.float() for name, tensor in weights.items()})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(settings.student.frozen)))
+    return PackModel(model if settings.lora is None else _with_adapters(model, settings.lora))
+
+
+def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
+    """The weights of a model that has these layers alone, in this order."""
+    found = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.")}
+    for new, old in enumerate(layers):
+        own = f"layers.{old}."
+        found |= {
+            f"layers.{new}.{name.removeprefix(own)}": tensor for name, tensor in weights.items() if name.startswith(own)
+        }
+    return found
+
+
+def merged(trained: PackModel) -> dict[str, Tensor]:
+    """Canonical weights, bfloat16, with adapters added to the matrices that they adapt."""
+    model: Any = trained.model
+    plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in plain.state_dict().items()}
+
+
+def save(
+    path: Path, trained: PackModel, source: Checkpoint, shape: ModelConfig, prompt: PromptFormat, origin: str
+) -> Path:
+    text = (source.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
+    return checkpoint.save_bundle(path, shape, merged(trained), text, prompt, source.stop_ids, origin)
+
+
+def _names(shape: ModelConfig) -> list[str]:
+    with torch.device("meta"):
+        return list(ReferenceModel(shape).state_dict())
+
+
+def _scratch(shape: ModelConfig) -> ReferenceModel:
+    """GPT-2's initialisation: N(0, 0.02), and 1/sqrt(2L) of it where a layer adds to the residual stream."""
+    model = ReferenceModel(shape)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            residual = name.endswith(("out.weight", "down.weight"))
+            nn.init.normal_(parameter, std=0.02 / (2 * shape.layers) ** 0.5 if residual else 0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return model
+
+
+def _with_adapters(model: ReferenceModel, settings: config.Lora) -> nn.Module:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from peft import LoraConfig, get_peft_model
+
+    present = [name for name in LINEAR if any(key.endswith(f".{name}") for key, _ in model.named_modules())]
+    adapters = LoraConfig(
+        r=settings.rank,
+        lora_alpha=round(settings.scale * settings.rank),
+        lora_dropout=settings.dropout,
+        target_modules=present,
+    )
+    return get_peft_model(model, adapters)  # type: ignore[arg-type]

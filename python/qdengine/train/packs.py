@@ -1,0 +1,156 @@
+"""What a student is trained on: a document, and behind it every query about it with the text that is wanted.
+
+A pack runs the document through the model once for all its queries, so that a query costs its own tokens alone. Its
+ids are those of `prompt.encode`, which the engine uses as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import RequestError
+from ..prompt import Prompt, PromptFormat, encode
+from ..request import Request
+from ..tokenizer import Tokenizer
+from .rows import Row
+from .windows import windows, with_answer, without_answer
+
+_ENCODED = 256
+"""Documents given to the tokenizer at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """ids: int32, what follows the pack's beginning; the last `target` of them are to be learnt. id: the row's."""
+
+    id: str
+    ids: np.ndarray
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """beginning: int32 [P], P >= 1, what all branches continue."""
+
+    beginning: np.ndarray
+    branches: tuple[Branch, ...]
+
+    def __len__(self) -> int:
+        return len(self.beginning) + sum(len(branch.ids) for branch in self.branches)
+
+
+def batch(pack: Pack) -> dict[str, Any]:
+    """Tensors of one pack of T tokens, R of which are to be learnt: ids int64 [1, T]; prefix and lengths, for
+    `Tree.of`; rows int64 [R], the tokens before those; labels int64 [R]; branch int64 [R], which branch each is of."""
+    rows, branch, end = [], [], len(pack.beginning)
+    for i, one in enumerate(pack.branches):
+        end += len(one.ids)
+        rows.append(np.arange(end - one.target - 1, end - 1))
+        branch.append(np.full(one.target, i))
+    ids = torch.from_numpy(np.concatenate([pack.beginning, *(one.ids for one in pack.branches)]).astype(np.int64))
+    at = torch.from_numpy(np.concatenate(rows))
+    return {
+        "ids": ids.unsqueeze(0),
+        "prefix": len(pack.beginning),
+        "lengths": [len(one.ids) for one in pack.branches],
+        "rows": at,
+        "labels": ids[at + 1],
+        "branch": torch.from_numpy(np.concatenate(branch)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """Makes packs of rows.
+
+    stop_id: ends every target. max_tokens: most tokens of a prompt; of a longer document a window is taken.
+    absent: the target where a document holds no answer. absent_share: of the rows with a window of a long document,
+    how many get one without the answer.
+    """
+
+    tokenizer: Tokenizer
+    prompt: PromptFormat
+    stop_id: int
+    max_tokens: int
+    absent: str
+    absent_share: float = 0.0
+    seed: int = 0
+
+    def packs(self, groups: Sequence[list[Row]], skipped: Counter[str]) -> Iterator[Pack]:
+        """The packs of groups of rows, each about one document. What cannot be used is counted in `skipped`."""
+        for i in range(0, len(groups), _ENCODED):
+            fitted = [part for j, group in enumerate(groups[i : i + _ENCODED]) for part in self._fit(group, i + j)]
+            rows = [row for group in fitted for row in group]
+            requests = [Request(row.query, row.document, row.title) for row in rows]
+            prompts = encode(self.tokenizer, self.prompt, requests, self.max_tokens)
+            yield from self._join(rows, prompts, skipped)
+
+    def _fit(self, group: list[Row], number: int) -> list[list[Row]]:
+        """The group, or where its document is too long: the rows that a window with the first one's answer holds, and
+        perhaps the first row with a window without it."""
+        document = group[0].document
+        found = windows(self.tokenizer, document, self.max_tokens - self._room(group))
+        begin = document.find(group[0].summary)
+        if len(found) == 1 or begin < 0 or not group[0].summary:
+            return [group]
+        end = begin + len(group[0].summary)
+        generator = np.random.default_rng((self.seed, number))
+        parts = []
+        if inside := with_answer(found, begin, end):
+            a, b = inside[generator.integers(len(inside))]
+            text = document[a:b]
+            parts.append([replace(row, document=text) for row in group if row.summary and row.summary in text])
+        if generator.random() < self.absent_share and (outside := without_answer(found, begin, end)):
+            a, b = outside[generator.integers(len(outside))]
+            parts.append([replace(group[0], document=document[a:b], summary="")])
+        return parts
+
+    def _room(self, group: list[Row]) -> int:
+        """Tokens that the prompt needs beside the document, and a few for seams."""
+        texts = ["".join(self.prompt.parts), group[0].title, *(row.query for row in group)]
+        parts, title, *queries = (len(encoding.ids) for encoding in self.tokenizer.encode_batch(texts))
+        return parts + title + max(queries) + 8
+
+    def _join(self, rows: list[Row], prompts: Sequence[Prompt | RequestError], skipped: Counter[str]) -> Iterator[Pack]:
+        waiting: dict[bytes, tuple[np.ndarray, list[Branch]]] = {}
+        for row, prompt in zip(rows, prompts, strict=True):
+            if isinstance(prompt, RequestError):
+                skipped["no room for the document"] += 1
+                continue
+            if prompt.truncated:
+                skipped["document cut"] += 1
+                continue
+            target = target_ids(self.tokenizer, self.prompt, prompt, row.document, row.summary or self.absent)
+            target = np.append(target, np.int32(self.stop_id))
+            beginning, rest = np.split(prompt.ids, [prompt.shareable])
+            branch = Branch(row.id, np.concatenate([rest, target]), len(target))
+            waiting.setdefault(beginning.tobytes(), (beginning, []))[1].append(branch)
+        for beginning, branches in waiting.values():
+            yield Pack(beginning, tuple(branches))
+
+
+def target_ids(tokenizer: Tokenizer, prompt: PromptFormat, encoded: Prompt, document: str, summary: str) -> np.ndarray:
+    """int32: the document's own tokens where `summary` is a run of it, so that copying is exact; else the tokens of
+    `summary` behind the format's `output_prefix`."""
+    begin = document.find(summary)
+    if begin >= 0:
+        end, offsets = begin + len(summary), encoded.offsets
+        first = int(np.searchsorted(offsets[:, 1], begin, "right"))
+        last = int(np.searchsorted(offsets[:, 1], end, "left"))
+        if last < len(offsets) and offsets[last, 1] == end and not document[offsets[first, 0] : begin].strip():
+            return encoded.ids[encoded.document_begin + first : encoded.document_begin + last + 1]
+    return tokenizer.encode(prompt.output_prefix + summary).ids
+
+
+def pairs_only(pack: Pack, skipped: Counter[str]) -> Pack | None:
+    """The pack with those branches that have their partner: of each row two, the better one first."""
+    count = Counter(branch.id for branch in pack.branches)
+    kept = tuple(branch for branch in pack.branches if count[branch.id] == 2)
+    skipped["pair not in one window"] += len(pack.branches) - len(kept)
+    return Pack(pack.beginning, kept) if kept else None

@@ -1,0 +1,142 @@
+"""The stages of a student: fine-tuning, distillation, preferences. Each makes a bundle in its run's folder."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import checkpoint, student
+from ..checkpoint import Checkpoint
+from ..errors import ConfigError, QdengineError
+from ..model.reference import ReferenceModel
+from . import config, model, rows
+from .model import PackModel
+from .objectives import Labels, Objective, Preference, Teacher
+from .packs import Pack, Packer, pairs_only
+from .rows import Row
+
+SETTINGS = "run.yaml"
+BUNDLE = "bundle"
+
+
+def sft(settings: config.Sft) -> Path:
+    """Fine-tune on rows. Returns the bundle."""
+    return _run(settings, lambda source, trained: Labels(), _row_packs)
+
+
+def distill(settings: config.Distill) -> Path:
+    """Train on a teacher's labels, and towards its distribution. Returns the bundle."""
+    if settings.teacher is None:
+        return _run(settings, lambda source, trained: Labels(), _row_packs)
+    opened = checkpoint.load(student.resolve(settings.teacher))
+
+    def objective(source: Checkpoint, trained: PackModel) -> Objective:
+        own, theirs = (one.tokenizer().vocabulary for one in (source, opened))
+        if own != theirs:
+            raise ConfigError(
+                f"teacher {settings.teacher!r} has another vocabulary than {settings.student.init!r}: distributions "
+                "cannot be compared; leave `teacher` out, and train on its labels alone"
+            )
+        return Teacher(_frozen(opened), settings.divergence)
+
+    return _run(settings, objective, _row_packs)
+
+
+def dpo(settings: config.Dpo) -> Path:
+    """Train on pairs of a better and a worse summary. Returns the bundle."""
+
+    def objective(source: Checkpoint, trained: PackModel) -> Objective:
+        reference = _frozen(source) if settings.lora is None else None
+        return Preference(reference, settings.beta, settings.sft_share)
+
+    return _run(settings, objective, _pair_packs)
+
+
+def _frozen(source: Checkpoint) -> PackModel:
+    weights = {name: tensor.float() for name, tensor in source.weights().items()}
+    return PackModel(ReferenceModel.from_weights(source.config, weights)).requires_grad_(False).eval()
+
+
+def _run(
+    settings: config.Run,
+    objective: Callable[[Checkpoint, PackModel], Objective],
+    make_packs: Callable[[config.Data, Packer, Counter[str]], tuple[list[Pack], list[Pack]]],
+) -> Path:
+    source, shape, prompt = model.open_student(settings.student)
+    if not source.stop_ids:
+        raise ConfigError(f"{source.name} has no stop token to end a summary with; convert it again")
+    if settings.data.max_tokens > shape.max_positions:
+        raise ConfigError(
+            f"data.max_tokens is {settings.data.max_tokens}; {source.name} has {shape.max_positions} positions"
+        )
+    folder, bundle = settings.output, settings.output / BUNDLE
+    _claim(folder, settings)
+    if bundle.is_dir():
+        print(f"{bundle} is there already", file=sys.stderr)
+        return bundle
+    data = settings.data
+    packer = Packer(
+        source.tokenizer(), prompt, source.stop_ids[-1], data.max_tokens, data.absent, data.absent_share,
+        settings.training.seed,
+    )  # fmt: skip
+    skipped: Counter[str] = Counter()
+    train, validation = make_packs(data, packer, skipped)
+    if not train:
+        raise QdengineError(f"nothing to train on: {_counted(skipped)}")
+    _tell(train, skipped)
+    trained = model.make(settings, source, shape)
+    from .plot import plot
+    from .trainer import METRICS, PackTrainer
+
+    PackTrainer(folder, trained, objective(source, trained), train, validation, settings.training).resume()
+    origin = f"{source.name}, {type(settings).__name__.lower()}"
+    model.save(bundle, trained, source, shape, prompt, origin)
+    plot(folder / METRICS, folder / "loss.png")
+    return bundle
+
+
+def _claim(folder: Path, settings: config.Run) -> None:
+    """Note the settings in the run's folder, or find them there. Raises `ConfigError` where it is another run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text, noted = config.dump(settings), folder / SETTINGS
+    if not noted.exists():
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
+        noted.write_text(text, encoding="utf-8")
+    elif (old := noted.read_text(encoding="utf-8")) != text:
+        changed = sorted(set(text.splitlines()) ^ set(old.splitlines()))
+        raise ConfigError(
+            f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another output"
+        )
+
+
+def _row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:
+    groups = rows.by_document(rows.read(data.train, data.rows))
+    if data.share_answers:
+        groups = rows.share_answers(groups)
+    groups = rows.cover(groups, data.queries)[: data.packs]
+    checked = rows.by_document(rows.read(data.validation, data.validation_rows))
+    return list(packer.packs(groups, skipped)), list(packer.packs(checked, Counter()))
+
+
+def _pair_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:
+    def made(pairs: list[tuple[Row, Row]], skipped: Counter[str]) -> list[Pack]:
+        groups = rows.by_document([row for pair in pairs for row in pair])
+        most = 2 * data.queries
+        cut = [group[i : i + most] for group in groups for i in range(0, len(group), most)]
+        return [pack for found in packer.packs(cut, skipped) if (pack := pairs_only(found, skipped))]
+
+    train, checked = rows.read_pairs(data.train, data.rows), rows.read_pairs(data.validation, data.validation_rows)
+    return made(train, skipped)[: data.packs], made(checked, Counter())
+
+
+def _counted(skipped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no rows"
+
+
+def _tell(train: list[Pack], skipped: Counter[str]) -> None:
+    branches, tokens = sum(len(pack.branches) for pack in train), sum(map(len, train))
+    left_out = f"; left out: {_counted(skipped)}" if skipped else ""
+    print(f"{branches} summaries in {len(train)} packs of {tokens / len(train):.0f} tokens{left_out}", file=sys.stderr)
