@@ -61,7 +61,7 @@ def _requests(path: str | os.PathLike[str]) -> Iterator[tuple[str, Request, dict
         if isinstance(found, JsonlError):
             raise JsonlError(f"{path}: {found}")
         place = f"{path}: row {number}"
-        given = {name: found[name] for name in ("query", "title", "document") if name in found}
+        given: dict[str, Any] = {name: found[name] for name in ("query", "title", "document") if name in found}
         try:
             request = Request.parse(given)
         except RequestError as error:
