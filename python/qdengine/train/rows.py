@@ -16,7 +16,7 @@ from ..jsonl import JsonlError
 from ..request import Request
 
 _OPENING = 30
-"""Characters by which a summary is looked for among the sentences of all documents."""
+"""Characters by which a summary is looked for among the sentences of all documents; a shorter one is not shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,13 @@ def read(paths: Sequence[str | os.PathLike[str]], most: int | None = None) -> li
 def read_pairs(paths: Sequence[str | os.PathLike[str]], most: int | None = None) -> list[tuple[Row, Row]]:
     """The first `most` pairs of a better and a worse summary of one row, which stand under `chosen` and `rejected`.
     Raises `JsonlError` as `read` does."""
-    pairs = []
-    for path in paths:
-        for place, request, found in _requests(path):
-            texts = [_text(found, name, place) for name in ("chosen", "rejected")]
-            identity = f"{path}:{found.get('id', place)}"
-            better, worse = (Row(identity, request.query, request.title, request.document, text) for text in texts)
-            pairs.append((better, worse))
-    return pairs[:most]
+    pairs: list[tuple[Row, Row]] = []
+    for place, request, found in islice((one for path in paths for one in _requests(path)), most):
+        texts = [_text(found, name, place) for name in ("chosen", "rejected")]
+        identity = str(len(pairs))
+        better, worse = (Row(identity, request.query, request.title, request.document, text) for text in texts)
+        pairs.append((better, worse))
+    return pairs
 
 
 def _rows(path: str | os.PathLike[str]) -> Iterator[Row]:
@@ -101,7 +100,7 @@ def share_answers(groups: Sequence[list[Row]]) -> list[list[Row]]:
     queries = [{row.query for row in group} for group in groups]
     for group in groups:
         for row in group:
-            if len(titles[row.summary]) > 1 or not row.summary:
+            if len(titles[row.summary]) > 1 or len(row.summary) < _OPENING:
                 continue
             for i in sorted(places.get(row.summary[:_OPENING], ())):
                 own = groups[i][0]
@@ -112,19 +111,21 @@ def share_answers(groups: Sequence[list[Row]]) -> list[list[Row]]:
 
 
 def cover(groups: Sequence[list[Row]], most: int) -> list[list[Row]]:
-    """At most `most` rows of each group, no row twice, and the groups that give most rows first: the order in which a
+    """Every row once, in groups of at most `most` rows of one document, those of most rows first: the order in which a
     budget of documents trains most rows. Greedy, the usual approximation of a maximum cover."""
     waiting: dict[int, list[int]] = defaultdict(list)  # by how many rows they would give, or gave when last looked at
     for i, group in enumerate(groups):
         waiting[min(most, len(group))].append(i)
-    taken: set[str] = set()
+    taken: set[tuple[str, str, str]] = set()
     chosen = []
     for size in range(most, 0, -1):
-        for i in waiting[size]:
-            left = [row for row in groups[i] if row.id not in taken][:most]
+        for i in waiting[size]:  # grows by documents that have as many rows again
+            left = {key: row for row in groups[i] if (key := (row.id, row.query, row.summary)) not in taken}
             if len(left) < size:
                 waiting[len(left)].append(i)
                 continue
-            taken.update(row.id for row in left)
-            chosen.append(left)
+            part = dict(islice(left.items(), size))
+            taken.update(part)
+            chosen.append(list(part.values()))
+            waiting[min(size, len(left) - size)].append(i)
     return chosen
