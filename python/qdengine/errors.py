@@ -49,5 +49,9 @@ class BackendError(QdengineError):
     """A backend (extension, CUDA, Triton) is not usable here; the message names cause and remedy."""
 
 
+class TrainingError(QdengineError):
+    """A run of training has nothing to train on, or went astray."""
+
+
 class EngineError(QdengineError, RuntimeError):
     """The engine cannot go on, or was used after `close()`."""

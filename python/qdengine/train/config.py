@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from ..errors import ConfigError
 
@@ -21,21 +21,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
     """train, validation: JSON Lines files of rows (id, query, title, document, summary), or of pairs for DPO.
 
-    rows, validation_rows: how many of them. packs: how many documents to train on, those with most rows first; None
-    for all. queries: most rows of a document in one pack. share_answers: a document also gets the queries of other
+    rows, validation_rows: how many of them. packs: how many to train on, those with most rows first; None for all.
+    queries: most rows of a document in one pack. share_answers: a document also gets the queries of other
     rows whose summary it holds. max_tokens: of a prompt; longer documents are trained on in windows. absent: the
     target where a document holds no answer; absent_share: of the rows with long documents, how many are shown without
     their answer.
     """
 
-    train: list[Path] = Field(min_length=1)
-    validation: list[Path] = []
+    train: list[FilePath] = Field(min_length=1)
+    validation: list[FilePath] = []
     rows: Count | None = None
     validation_rows: Count = 128
     packs: Count | None = None
@@ -112,6 +112,12 @@ class Training(Section):
     evaluate_every: Count = 100
     log_every: Count = 1
 
+    @model_validator(mode="after")
+    def _resumed_runs_log_the_same(self) -> Training:
+        if self.save_every % self.log_every:
+            raise ValueError(f"save_every ({self.save_every}) must be a multiple of log_every ({self.log_every})")
+        return self
+
 
 class Run(Section):
     """output: the run's folder."""
@@ -177,7 +183,7 @@ class Pairs(Section):
     """samples: of `student` for each row. margin: least difference of the scores, in [0, 1], of chosen and rejected."""
 
     output: Path
-    train: list[Path] = Field(min_length=1)
+    train: list[FilePath] = Field(min_length=1)
     rows: Count | None = None
     student: str
     precision: str = "auto"
@@ -215,7 +221,7 @@ def load(kind: type[Model], path: str | os.PathLike[str], overrides: Sequence[st
 
 
 def _given(error: Any) -> str:
-    return "" if error["type"] == "missing" else f", not {str(error['input'])[:80]!r}"
+    return "" if error["type"] in ("missing", "value_error") else f", not {str(error['input'])[:80]!r}"
 
 
 def _override(data: dict[str, Any], override: str) -> None:

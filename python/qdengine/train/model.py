@@ -50,17 +50,19 @@ def open_student(settings: config.Student) -> tuple[Checkpoint, ModelConfig, Pro
             "gpt2", shape.vocab_size, new.width, 4 * new.width, new.layers, new.heads, new.heads,
             new.width // new.heads, min(2048, shape.max_positions),
         )  # fmt: skip
-    names = list(_names(shape))
+    names = _names(shape)
     for beginning in settings.frozen:
         if not any(name.startswith(beginning) for name in names):
             raise ConfigError(f"student.frozen: no weight's name begins with {beginning!r}; there is {names[0]}")
+    if all(name.startswith(tuple(settings.frozen)) for name in names):
+        raise ConfigError(f"student.frozen: {settings.frozen} leaves nothing to train")
     return source, shape, prompt
 
 
 def make(settings: config.Run, source: Checkpoint, shape: ModelConfig) -> PackModel:
     """The model to train, float32, on the CPU."""
+    torch.manual_seed(settings.training.seed)  # of new weights and of adapters
     if settings.student.scratch is not None:
-        torch.manual_seed(settings.training.seed)
         model = _scratch(shape)
     else:
         weights = source.weights()
@@ -70,6 +72,13 @@ def make(settings: config.Run, source: Checkpoint, shape: ModelConfig) -> PackMo
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(settings.student.frozen)))
     return PackModel(model if settings.lora is None else _with_adapters(model, settings.lora))
+
+
+def device(settings: config.Training) -> torch.device:
+    """The one to train on. Raises `ConfigError` where it is not there."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is cuda, and there is none; give cpu or auto")
+    return torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
@@ -118,11 +127,14 @@ def _with_adapters(model: ReferenceModel, settings: config.Lora) -> nn.Module:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from peft import LoraConfig, get_peft_model
 
-    present = [name for name in LINEAR if any(key.endswith(f".{name}") for key, _ in model.named_modules())]
+    adapted = [
+        name for name, module in model.named_modules()
+        if name.rpartition(".")[2] in LINEAR and module.weight.requires_grad
+    ]  # fmt: skip
     adapters = LoraConfig(
         r=settings.rank,
-        lora_alpha=round(settings.scale * settings.rank),
+        lora_alpha=settings.scale * settings.rank,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
-        target_modules=present,
+        target_modules=adapted,
     )
     return get_peft_model(model, adapters)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,14 +71,15 @@ class Packer:
     """Makes packs of rows.
 
     stop_id: ends every target. max_tokens: most tokens of a prompt; of a longer document a window is taken.
-    absent: the target where a document holds no answer. absent_share: of the rows with a window of a long document,
-    how many get one without the answer.
+    positions: most tokens of a prompt and its target. absent: the target where a document holds no answer.
+    absent_share: of the rows with a window of a long document, how many get one without the answer.
     """
 
     tokenizer: Tokenizer
     prompt: PromptFormat
     stop_id: int
     max_tokens: int
+    positions: int
     absent: str
     absent_share: float = 0.0
     seed: int = 0
@@ -85,30 +87,33 @@ class Packer:
     def packs(self, groups: Sequence[list[Row]], skipped: Counter[str]) -> Iterator[Pack]:
         """The packs of groups of rows, each about one document. What cannot be used is counted in `skipped`."""
         for i in range(0, len(groups), _ENCODED):
-            fitted = [part for j, group in enumerate(groups[i : i + _ENCODED]) for part in self._fit(group, i + j)]
-            rows = [row for group in fitted for row in group]
-            requests = [Request(row.query, row.document, row.title) for row in rows]
-            prompts = encode(self.tokenizer, self.prompt, requests, self.max_tokens)
-            yield from self._join(rows, prompts, skipped)
+            some = enumerate(groups[i : i + _ENCODED], i)
+            parts = [part for number, group in some for part in self._fit(group, number, skipped)]
+            requests = [Request(row.query, row.document, row.title) for part in parts for row in part]
+            prompts = iter(encode(self.tokenizer, self.prompt, requests, self.max_tokens))
+            for part in parts:
+                yield from self._join(part, list(islice(prompts, len(part))), skipped)
 
-    def _fit(self, group: list[Row], number: int) -> list[list[Row]]:
-        """The group, or where its document is too long: the rows that a window with the first one's answer holds, and
-        perhaps the first row with a window without it."""
+    def _fit(self, group: list[Row], number: int, skipped: Counter[str]) -> list[list[Row]]:
+        """The group, or where its document is too long: the rows that a window with the first answer holds, and
+        perhaps that answer's row with a window without it."""
         document = group[0].document
-        found = windows(self.tokenizer, document, self.max_tokens - self._room(group))
-        begin = document.find(group[0].summary)
-        if len(found) == 1 or begin < 0 or not group[0].summary:
-            return [group]
-        end = begin + len(group[0].summary)
+        first = next((row for row in group if row.summary and row.summary in document), None)
+        room = self.max_tokens - self._room(group)
+        if first is None or room < 1 or len(found := windows(self.tokenizer, document, room)) == 1:
+            return [group]  # `encode` refuses what does not fit
+        begin = document.find(first.summary)
+        end = begin + len(first.summary)
         generator = np.random.default_rng((self.seed, number))
         parts = []
         if inside := with_answer(found, begin, end):
             a, b = inside[generator.integers(len(inside))]
             text = document[a:b]
             parts.append([replace(row, document=text) for row in group if row.summary and row.summary in text])
+        skipped["answer not in the window"] += len(group) - sum(map(len, parts))
         if generator.random() < self.absent_share and (outside := without_answer(found, begin, end)):
             a, b = outside[generator.integers(len(outside))]
-            parts.append([replace(group[0], document=document[a:b], summary="")])
+            parts.append([replace(first, document=document[a:b], summary="")])
         return parts
 
     def _room(self, group: list[Row]) -> int:
@@ -128,6 +133,9 @@ class Packer:
                 continue
             target = target_ids(self.tokenizer, self.prompt, prompt, row.document, row.summary or self.absent)
             target = np.append(target, np.int32(self.stop_id))
+            if len(prompt.ids) + len(target) > self.positions:
+                skipped["summary too long"] += 1
+                continue
             beginning, rest = np.split(prompt.ids, [prompt.shareable])
             branch = Branch(row.id, np.concatenate([rest, target]), len(target))
             waiting.setdefault(beginning.tobytes(), (beginning, []))[1].append(branch)
@@ -138,13 +146,16 @@ class Packer:
 def target_ids(tokenizer: Tokenizer, prompt: PromptFormat, encoded: Prompt, document: str, summary: str) -> np.ndarray:
     """int32: the document's own tokens where `summary` is a run of it, so that copying is exact; else the tokens of
     `summary` behind the format's `output_prefix`."""
+    begins, ends = encoded.offsets.T
     begin = document.find(summary)
-    if begin >= 0:
-        end, offsets = begin + len(summary), encoded.offsets
-        first = int(np.searchsorted(offsets[:, 1], begin, "right"))
-        last = int(np.searchsorted(offsets[:, 1], end, "left"))
-        if last < len(offsets) and offsets[last, 1] == end and not document[offsets[first, 0] : begin].strip():
-            return encoded.ids[encoded.document_begin + first : encoded.document_begin + last + 1]
+    while begin >= 0:
+        end = begin + len(summary)
+        # A character can be several tokens, which end where it ends; and its last bytes a token with the next one's.
+        first, last = (int(i) for i in np.searchsorted(ends, [begin, end], "right"))
+        whole = ends[last - 1] == end and all(begins[last : last + 1] >= end)
+        if first < last and whole and not document[begins[first] : begin].strip():
+            return encoded.ids[encoded.document_begin + first : encoded.document_begin + last]
+        begin = document.find(summary, begin + 1)
     return tokenizer.encode(prompt.output_prefix + summary).ids
 
 

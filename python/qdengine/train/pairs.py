@@ -28,12 +28,13 @@ _BATCH = 32
 
 def make_pairs(settings: config.Pairs) -> Path:
     """Write `settings.output`, whole or not at all: for each row whose samples differ by `margin` the row with the best
-    sample as `chosen`, the worst as `rejected`, and the figures of both. The same settings give the same file."""
+    sample as `chosen`, the worst as `rejected`, and the figures of both. Rows without a summary, which says what is
+    good, are left out. The same settings give the same file."""
     from .. import Engine
 
     if settings.output.exists():
         raise ConfigError(f"{settings.output} exists; choose another output")
-    found = rows.read(settings.train, settings.rows)
+    found = [row for row in rows.read(settings.train, settings.rows) if row.summary]
     part = settings.output.with_name(f".{settings.output.name}")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     made = 0
@@ -48,7 +49,9 @@ def make_pairs(settings: config.Pairs) -> Path:
 
 
 def choose(row: Row, texts: list[str], settings: config.Pairs) -> dict[str, Any] | None:
-    """The pair of a row's samples, or None where they are alike. Of equals the first is taken."""
+    """The pair of a row's samples that hold text, or None where they are alike. Of equals the first is taken."""
+    if not (texts := [text for text in texts if text.strip()]):
+        return None
     figures = [measure(row, text, settings.language) for text in texts]
     scores = [score(one, settings.weights) for one in figures]
     best, worst = scores.index(max(scores)), scores.index(min(scores))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from .. import checkpoint, student
 from ..checkpoint import Checkpoint
-from ..errors import ConfigError, QdengineError
+from ..errors import ConfigError, TrainingError
 from ..model.reference import ReferenceModel
 from . import config, model, rows
 from .model import PackModel
@@ -23,92 +24,96 @@ BUNDLE = "bundle"
 
 def sft(settings: config.Sft) -> Path:
     """Fine-tune on rows. Returns the bundle."""
-    return _run(settings, lambda source, trained: Labels(), _row_packs)
+    return _run(settings, lambda source: Labels(), _row_packs)
 
 
 def distill(settings: config.Distill) -> Path:
     """Train on a teacher's labels, and towards its distribution. Returns the bundle."""
     if settings.teacher is None:
-        return _run(settings, lambda source, trained: Labels(), _row_packs)
+        return _run(settings, lambda source: Labels(), _row_packs)
     opened = checkpoint.load(student.resolve(settings.teacher))
 
-    def objective(source: Checkpoint, trained: PackModel) -> Objective:
-        own, theirs = (one.tokenizer().vocabulary for one in (source, opened))
+    def objective(source: Checkpoint) -> Objective:
+        own, theirs = ((one.tokenizer().vocabulary, one.config.vocab_size) for one in (source, opened))
         if own != theirs:
             raise ConfigError(
                 f"teacher {settings.teacher!r} has another vocabulary than {settings.student.init!r}: distributions "
                 "cannot be compared; leave `teacher` out, and train on its labels alone"
             )
-        return Teacher(_frozen(opened), settings.divergence)
+        return Teacher(_frozen(opened, settings), settings.divergence)
 
-    return _run(settings, objective, _row_packs)
+    return _run(settings, objective, _row_packs, opened)
 
 
 def dpo(settings: config.Dpo) -> Path:
     """Train on pairs of a better and a worse summary. Returns the bundle."""
 
-    def objective(source: Checkpoint, trained: PackModel) -> Objective:
-        reference = _frozen(source) if settings.lora is None else None
+    def objective(source: Checkpoint) -> Objective:
+        reference = _frozen(source, settings) if settings.lora is None else None
         return Preference(reference, settings.beta, settings.sft_share)
 
     return _run(settings, objective, _pair_packs)
 
 
-def _frozen(source: Checkpoint) -> PackModel:
+def _frozen(source: Checkpoint, settings: config.Run) -> PackModel:
     weights = {name: tensor.float() for name, tensor in source.weights().items()}
-    return PackModel(ReferenceModel.from_weights(source.config, weights)).requires_grad_(False).eval()
+    frozen = PackModel(ReferenceModel.from_weights(source.config, weights)).requires_grad_(False).eval()
+    return frozen.to(model.device(settings.training))
 
 
 def _run(
     settings: config.Run,
-    objective: Callable[[Checkpoint, PackModel], Objective],
+    objective: Callable[[Checkpoint], Objective],
     make_packs: Callable[[config.Data, Packer, Counter[str]], tuple[list[Pack], list[Pack]]],
+    teacher: Checkpoint | None = None,
 ) -> Path:
     source, shape, prompt = model.open_student(settings.student)
     if not source.stop_ids:
         raise ConfigError(f"{source.name} has no stop token to end a summary with; convert it again")
-    if settings.data.max_tokens > shape.max_positions:
-        raise ConfigError(
-            f"data.max_tokens is {settings.data.max_tokens}; {source.name} has {shape.max_positions} positions"
-        )
+    positions = min(one.max_positions for one in (shape, teacher.config if teacher else shape))
+    if settings.data.max_tokens > positions:
+        raise ConfigError(f"data.max_tokens is {settings.data.max_tokens}; there are {positions} positions")
+    model.device(settings.training)
     folder, bundle = settings.output, settings.output / BUNDLE
-    _claim(folder, settings)
+    _check_folder(folder, settings)
     if bundle.is_dir():
         print(f"{bundle} is there already", file=sys.stderr)
         return bundle
     data = settings.data
     packer = Packer(
-        source.tokenizer(), prompt, source.stop_ids[-1], data.max_tokens, data.absent, data.absent_share,
+        source.tokenizer(), prompt, source.stop_ids[-1], data.max_tokens, positions, data.absent, data.absent_share,
         settings.training.seed,
     )  # fmt: skip
     skipped: Counter[str] = Counter()
     train, validation = make_packs(data, packer, skipped)
-    if not train:
-        raise QdengineError(f"nothing to train on: {_counted(skipped)}")
+    for name, packs, wanted in (("train", train, True), ("validation", validation, data.validation)):
+        if wanted and not packs:
+            raise TrainingError(f"data.{name} has nothing that can be used: {_counted(skipped)}")
     _tell(train, skipped)
+    goal = objective(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(config.dump(settings), encoding="utf-8")
     trained = model.make(settings, source, shape)
     from .plot import plot
     from .trainer import METRICS, PackTrainer
 
-    PackTrainer(folder, trained, objective(source, trained), train, validation, settings.training).resume()
-    origin = f"{source.name}, {type(settings).__name__.lower()}"
-    model.save(bundle, trained, source, shape, prompt, origin)
+    PackTrainer(folder, trained, goal, train, validation, settings.training).resume()
     plot(folder / METRICS, folder / "loss.png")
-    return bundle
+    origin = f"{source.name}, {type(settings).__name__.lower()}"
+    return model.save(bundle, trained, source, shape, prompt, origin)
 
 
-def _claim(folder: Path, settings: config.Run) -> None:
-    """Note the settings in the run's folder, or find them there. Raises `ConfigError` where it is another run's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text, noted = config.dump(settings), folder / SETTINGS
+def _check_folder(folder: Path, settings: config.Run) -> None:
+    """Raise `ConfigError` where the run's folder is another run's, or no run's."""
+    noted = folder / SETTINGS
     if not noted.exists():
-        if any(folder.iterdir()):
+        if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
-        noted.write_text(text, encoding="utf-8")
-    elif (old := noted.read_text(encoding="utf-8")) != text:
-        changed = sorted(set(text.splitlines()) ^ set(old.splitlines()))
+        return
+    old, new = noted.read_text(encoding="utf-8").splitlines(), config.dump(settings).splitlines()
+    if changed := [line[2:].strip() for line in difflib.ndiff(old, new) if line[0] in "+-"]:
         raise ConfigError(
-            f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another output"
+            f"{noted} has other settings ({changed[0]}); give the run's own to go on with it, or another output"
         )
 
 
@@ -117,7 +122,7 @@ def _row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tupl
     if data.share_answers:
         groups = rows.share_answers(groups)
     groups = rows.cover(groups, data.queries)[: data.packs]
-    checked = rows.by_document(rows.read(data.validation, data.validation_rows))
+    checked = rows.cover(rows.by_document(rows.read(data.validation, data.validation_rows)), data.queries)
     return list(packer.packs(groups, skipped)), list(packer.packs(checked, Counter()))
 
 
@@ -133,10 +138,10 @@ def _pair_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tup
 
 
 def _counted(skipped: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no rows"
+    return ", ".join(f"{count} {reason}" for reason, count in (+skipped).items()) or "no rows"
 
 
 def _tell(train: list[Pack], skipped: Counter[str]) -> None:
     branches, tokens = sum(len(pack.branches) for pack in train), sum(map(len, train))
-    left_out = f"; left out: {_counted(skipped)}" if skipped else ""
+    left_out = f"; left out: {_counted(skipped)}" if +skipped else ""
     print(f"{branches} summaries in {len(train)} packs of {tokens / len(train):.0f} tokens{left_out}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import sys
@@ -18,8 +18,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .. import jsonl
+from ..errors import TrainingError
 from . import config
-from .model import PackModel
+from .model import PackModel, device
 from .objectives import Inputs, Objective
 from .packs import Pack, batch
 
@@ -51,14 +52,19 @@ class PackTrainer(Trainer):
 
     def resume(self) -> None:
         """Train to the end, from the last checkpoint where there is one."""
-        last = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
-        _forget_later(self.folder / METRICS, int(last.rpartition("-")[2]) if last else 0)
-        self.train(resume_from_checkpoint=last)
+        last = get_last_checkpoint(str(self.folder))
+        step = int(last.rpartition("-")[2]) if last else 0
+        _forget_later(self.folder / METRICS, step)
+        if step < self.args.max_steps:
+            self.train(resume_from_checkpoint=last)
+        else:
+            self._load_from_checkpoint(last)
 
     def compute_loss(
         self, model: Any, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        sums = self.objective.sums(model, inputs)
+        with self.accelerator.autocast():
+            sums = self.objective.sums(model, inputs)
         for name, value in sums.items():
             if name != "loss":
                 self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -75,7 +81,7 @@ class PackTrainer(Trainer):
         items = 0
         model.eval()
         for inputs in map(batch, self.validation):
-            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast():
                 inputs = self._prepare_inputs(inputs)
                 for name, value in self.objective.sums(model, inputs).items():
                     totals[name] = totals.get(name, 0.0) + float(value)
@@ -86,10 +92,16 @@ class PackTrainer(Trainer):
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        items = self._sums.pop("items", 0.0)
-        if "loss" in logs and items:
+        """Note `logs`, and with a training loss the means of the other figures since the last one."""
+        if "loss" in logs:
+            items = self._sums.pop("items")
             logs = logs | {name: value / items for name, value in self._sums.items()} | {"items": items}
             self._sums.clear()
+        if wrong := [name for name, value in logs.items() if not math.isfinite(value)]:
+            raise TrainingError(
+                f"step {self.state.global_step}: {wrong[0]} is {logs[wrong[0]]}; lower training.learning_rate or "
+                "training.max_grad_norm, and look at the rows"
+            )
         super().log(logs, start_time)
         with (self.folder / METRICS).open("ab") as file:
             file.write(jsonl.dumps({"step": self.state.global_step} | logs))
@@ -115,11 +127,10 @@ class PackTrainer(Trainer):
 
 
 def _arguments(folder: Path, settings: config.Training, packs: int, validate: bool) -> TrainingArguments:
-    steps = settings.steps or max(1, round(settings.epochs * packs / settings.batch))
+    steps = settings.steps or max(1, round(settings.epochs * math.ceil(packs / settings.batch)))
     warmup = min(settings.warmup, steps)
     decay = round(settings.decay * (steps - warmup))
-    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
@@ -133,7 +144,7 @@ def _arguments(folder: Path, settings: config.Training, packs: int, validate: bo
         adam_beta2=0.95,
         optim="adamw_torch_fused",
         bf16=settings.precision == "bfloat16",
-        use_cpu=on_cpu,
+        use_cpu=device(settings).type == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
         save_steps=settings.save_every,
@@ -146,10 +157,12 @@ def _arguments(folder: Path, settings: config.Training, packs: int, validate: bo
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    arguments._n_gpu = 1  # a pack is no batch that could be scattered over several
+    return arguments
 
 
 def _forget_later(metrics: Path, step: int) -> None:
     """Take off what an interrupted run noted behind its last checkpoint."""
     if metrics.exists():
-        lines = [line for line in metrics.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        metrics.write_bytes(b"".join(line for line in lines if json.loads(line)["step"] <= step))
+        kept = [end for row, end in jsonl.written(metrics, b'{"step": ') if row["step"] <= step]
+        jsonl.cut(metrics, max(kept, default=0))
