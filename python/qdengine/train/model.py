@@ -34,7 +34,9 @@ class PackModel(nn.Module):
         return self.model(inputs["ids"], tree, inputs["rows"])[0]
 
 
-def open_student(settings: config.Student) -> tuple[Checkpoint, ModelConfig, PromptFormat]:
+def open_student(
+    settings: config.Student, lora: config.Lora | None = None
+) -> tuple[Checkpoint, ModelConfig, PromptFormat]:
     """What `settings` start from, without its weights. Raises `ConfigError` where they do not fit it."""
     source = checkpoint.load(student.resolve(settings.init))
     shape, prompt = source.config, source.prompt
@@ -54,7 +56,8 @@ def open_student(settings: config.Student) -> tuple[Checkpoint, ModelConfig, Pro
     for beginning in settings.frozen:
         if not any(name.startswith(beginning) for name in names):
             raise ConfigError(f"student.frozen: no weight's name begins with {beginning!r}; there is {names[0]}")
-    if all(name.startswith(tuple(settings.frozen)) for name in names):
+    trained = [name for name in names if not name.startswith(tuple(settings.frozen)) and (not lora or _adaptable(name))]
+    if not trained:
         raise ConfigError(f"student.frozen: {settings.frozen} leaves nothing to train")
     return source, shape, prompt
 
@@ -106,6 +109,10 @@ def save(
     return checkpoint.save_bundle(path, shape, merged(trained), text, prompt, source.stop_ids, origin)
 
 
+def _adaptable(name: str) -> bool:
+    return name.removesuffix(".weight").rpartition(".")[2] in LINEAR
+
+
 def _names(shape: ModelConfig) -> list[str]:
     with torch.device("meta"):
         return list(ReferenceModel(shape).state_dict())
@@ -128,9 +135,10 @@ def _with_adapters(model: ReferenceModel, settings: config.Lora) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     adapted = [
-        name for name, module in model.named_modules()
-        if name.rpartition(".")[2] in LINEAR and module.weight.requires_grad
-    ]  # fmt: skip
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if _adaptable(name) and parameter.requires_grad
+    ]
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.scale * settings.rank,  # type: ignore[arg-type]

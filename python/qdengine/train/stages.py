@@ -67,7 +67,7 @@ def _run(
     make_packs: Callable[[config.Data, Packer, Counter[str]], tuple[list[Pack], list[Pack]]],
     teacher: Checkpoint | None = None,
 ) -> Path:
-    source, shape, prompt = model.open_student(settings.student)
+    source, shape, prompt = model.open_student(settings.student, settings.lora)
     if not source.stop_ids:
         raise ConfigError(f"{source.name} has no stop token to end a summary with; convert it again")
     positions = min(one.max_positions for one in (shape, teacher.config if teacher else shape))
