@@ -174,6 +174,7 @@ WRONG = [
     ("student", {"layers": [0, 2]}, ConfigError, r"student\.layers: 2, and llama has 2 layers"),
     ("student", {"frozen": ["embed", "layer.0"]}, ConfigError, r"student\.frozen: no weight.* begins with 'layer\.0'"),
     ("student", {"frozen": ["embed", "layers", "norm"]}, ConfigError, r"student\.frozen: .*leaves nothing to train"),
+    ("student", {"frozen": ["layers"], "lora": {}}, ConfigError, r"student\.frozen: .*leaves nothing to train"),
     ("data", {"max_tokens": 513}, ConfigError, r"data\.max_tokens is 513; there are 512 positions"),
     ("data", {"absent": "x " * 600, "train": "absent"}, TrainingError, r"data\.train .*: 4 summary too long"),
     ("data", {"train": "bad"}, JsonlError, "row 2: summary must be a text"),
@@ -196,7 +197,8 @@ def test_before_the_model_loads(run, no_weights, tmp_path, monkeypatch, section,
     for name in ("train", "validation"):
         if name in change:
             change[name] = [write_rows(tmp_path / "rows.jsonl", files[change[name]])]
-    settings = run(**{section: change})
+    lora = {"lora": change.pop("lora")} if "lora" in change else {}
+    settings = run(**{section: change}, **lora)
     with pytest.raises(kind, match=message):
         stages.sft(settings)
     assert not settings.output.exists(), "the folder is not taken by a run that cannot be"
