@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 import synthetic
+import torch
 from qdengine.train import config
 from tiny import tiny_bundle
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Tiny products are slower on several, the more so beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ class PackTrainer(Trainer):
         model.train()
         means = {f"eval_{name}": value / items for name, value in totals.items()}
         self.log(means)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, means)
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
