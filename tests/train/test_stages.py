@@ -102,6 +102,17 @@ def test_dpo(run, pair_data, case):
     assert all(row["items"] == 4 for row in metrics(settings.output) if "items" in row), "two packs of two pairs"
 
 
+def test_both_models_compute_in_the_precision_that_is_asked(run, bundle, pair_data):
+    """At step 1 they are one and the same model, in training as in evaluation."""
+    training = {"steps": 1, "evaluate_every": 1, "precision": "bfloat16"}
+    settings = run(config.Dpo, data=pair_data, training=training)
+    stages.dpo(settings)
+    assert curve(settings.output, "margin") == curve(settings.output, "eval_margin") == [0]
+    settings = run(config.Distill, output=f"{settings.output}-2", teacher=str(bundle), training=training)
+    stages.distill(settings)
+    assert all(abs(value) < 1e-5 for value in curve(settings.output, "divergence"))
+
+
 def test_without_validation(run):
     settings = run(training={"steps": 2}, data={"validation": []})
     stages.sft(settings)

@@ -194,7 +194,7 @@ def test_nan_in_validation_ends_the_run(run, monkeypatch):
             return whole(self)
 
     monkeypatch.setattr(PackTrainer, "evaluate", lambda self, *_, **__: broken(self))
-    with pytest.raises(TrainingError, match="^step 8: eval_loss is nan"):
+    with pytest.raises(TrainingError, match=r"^step 8: eval_loss is nan"):
         stages.sft(run())
 
 
