@@ -215,6 +215,12 @@ def test_teachers_that_do_not_fit(run, request, tmp_path):
         stages.distill(run(config.Distill, teacher=str(other)))
     with pytest.raises(QdengineError, match="no-such-teacher"):
         stages.distill(run(config.Distill, teacher="no-such-teacher"))
+    file = other / checkpoint.DESCRIPTION
+    short = json.loads(file.read_text())
+    short["architecture"]["max_positions"] = 128
+    file.write_text(json.dumps(short))
+    with pytest.raises(ConfigError, match=r"data\.max_tokens is 256; there are 128 positions"):
+        stages.distill(run(config.Distill, teacher=str(other)))
     assert not (tmp_path / "run").exists()
 
 

@@ -270,7 +270,7 @@ def test_steps_of_epochs(tmp_path, packs, changes, steps):
 
 
 def test_one_device_however_many_there_are(tmp_path):
-    assert _arguments(tmp_path, config.Training(device="cpu"), 3, True).train_batch_size == 1
+    assert _arguments(tmp_path, config.Training(device="cpu"), 3, True).n_gpu == 1
 
 
 def test_the_learning_rate_rises_stays_and_falls(run):
