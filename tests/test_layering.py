@@ -19,7 +19,7 @@ LAYERS = [
     {"ops", "evaluate"},
     {"model"},
     {"huggingface", "checkpoint"},
-    {"convert", "export"},
+    {"convert", "export", "delta"},
     {"student"},
     {"engine"},
     {"summarize_file", "doctor"},

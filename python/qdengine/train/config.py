@@ -6,7 +6,7 @@ All of it is checked before anything is loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError
+
+SETTINGS = "run.yaml"
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -191,6 +193,28 @@ class Pairs(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Export(Section):
+    """student: the bundle of a run. base: where given, a small file is made as well, of what was changed in it; the
+    bundle then has what that file restores. layers: of `base`, those that the student was made of.
+
+    evaluate: files of rows for the scores, in the precision of the student and in int8. name, data, licence, limits:
+    for the model card; data names each source with its licence.
+    """
+
+    output: Path
+    student: str
+    base: str | None = None
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    precision: Literal["bfloat16", "int8"] = "bfloat16"
+    evaluate: list[Path] = []
+    rows: Count | None = None
+    language: Literal["en", "zh"] = "en"
+    name: str
+    data: list[str] = Field(min_length=1)
+    licence: str
+    limits: list[str] = []
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -233,5 +257,24 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: the value is not YAML") from None
 
 
-def dump(settings: BaseModel) -> str:
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+def dump(settings: BaseModel, without: Mapping[str, Any] | None = None) -> str:
+    """As YAML; `without` as pydantic's `exclude`."""
+    return yaml.safe_dump(settings.model_dump(mode="json", exclude=without), sort_keys=False)  # type: ignore[arg-type]
+
+
+def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> None:
+    """Note the settings in the run's folder, or find them there; those in `without` may change. Raises `ConfigError`
+    where it is another run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"# qdengine train {type(settings).__name__.lower()}\n{dump(settings, without)}"
+    noted, part = folder / SETTINGS, folder / f".{SETTINGS}"
+    if not noted.exists():
+        if any(path != part for path in folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, noted)
+    elif (old := noted.read_text(encoding="utf-8")) != text:
+        changed = sorted(set(text.splitlines()) ^ set(old.splitlines()))
+        raise ConfigError(
+            f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another output"
+        )
