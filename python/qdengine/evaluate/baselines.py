@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from .._host import sentence_starts
@@ -40,8 +41,8 @@ def baseline(
 
 def split(document: str) -> list[str]:
     """The sentences of a document."""
-    starts = sentence_starts(document)
-    return [document[a:b].strip() for a, b in zip(starts, [*starts[1:], len(document)], strict=True)]
+    bounds = [*sentence_starts(document), len(document)]
+    return [document[a:b].strip() for a, b in pairwise(bounds)]
 
 
 def bm25(query: list[str], texts: list[list[str]]) -> list[float]:

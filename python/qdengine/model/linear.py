@@ -2,8 +2,8 @@
 row's bits must not depend on the batch.
 
 Every class has one interface: weight [out, in] and bias [out] or None when it is made; then x [T, in], or numbers of
-8 bits with scales [T], to y [T, out]. y has the weight's dtype, or where the class makes 8 bits of the weight, the dtype
-that it is given.
+8 bits with scales [T], to y [T, out]. y has the weight's dtype, or the dtype that a class is given which makes 8 bits of
+the weight.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def make(
     ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, number: torch.dtype | None,
     batch_invariant: bool,
 ) -> Layer:  # fmt: skip
-    """The layer for x and y in `dtype`, or for x in `number` (int8, float8_e4m3fn), of which the weight is made then."""
+    """The layer for y in `dtype`, and x in `number` (int8, float8_e4m3fn) or where that is None in `dtype` as well."""
     if number is None:
         weight = weight.to(dtype)
     if number == torch.int8:
