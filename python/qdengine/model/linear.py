@@ -2,8 +2,8 @@
 row's bits must not depend on the batch.
 
 Every class has one interface: weight [out, in] and bias [out] or None when it is made; then x [T, in], or numbers of
-8 bits with scales [T], to y [T, out]. y has the weight's dtype, or the dtype that a class is given which makes 8 bits of
-the weight.
+8 bits with scales [T], to y [T, out]. y has the weight's dtype, or the dtype that a class is given which makes 8 bits
+of the weight.
 """
 
 from __future__ import annotations
