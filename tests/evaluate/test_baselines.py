@@ -8,9 +8,7 @@ import pytest
 from qdengine.errors import ConfigError
 from qdengine.evaluate.baselines import baseline, bm25, split
 
-DOCUMENT = (
-    "Rain falls on the roof. Trains leave at night and arrive in the morning.\n\nNight trains have berths. The end."
-)
+DOCUMENT = "Rain falls on the roof. Trains leave at night and arrive in the morning.\n\nNight trains have berths. End."
 
 
 def summary(name: str, sentences: int = 1, **row: str) -> str:
@@ -20,7 +18,7 @@ def summary(name: str, sentences: int = 1, **row: str) -> str:
 def test_lead():
     assert summary("lead") == "Rain falls on the roof."
     assert summary("lead", 2) == "Rain falls on the roof. Trains leave at night and arrive in the morning."
-    assert summary("lead", 9).endswith("Night trains have berths. The end.")
+    assert summary("lead", 9).endswith("Night trains have berths. End.")
 
 
 def test_query_match():
