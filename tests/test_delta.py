@@ -13,8 +13,7 @@ from qdengine import Engine, checkpoint, delta, student
 from qdengine.errors import CheckpointError
 from qdengine.prompt import QUERY_FIRST
 from qdengine.student import STUDENTS, Tuned
-
-from tests.tiny import tiny_bundle
+from tiny import tiny_bundle
 
 
 @pytest.fixture(scope="module")

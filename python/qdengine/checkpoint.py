@@ -141,14 +141,13 @@ def save_bundle(
 
 def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` with the matrices of linear layers in int8, and a float32 scale for each of their rows under
-    `name.scales`. An engine of precision "int8" works with these very numbers."""
+    `name.scales`. An engine of precision "int8" works with these very numbers: of their product it makes the same
+    ones."""
     found = dict(weights)
     for name, weight in weights.items():
         if weight.ndim == 2 and name.startswith("layers."):
             numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
             quantize(numbers, scales, weight.float())
-            # The scale that quantising the product again gives: 127 * scale is rounded.
-            quantize(numbers, scales, numbers * scales.unsqueeze(1))
             found[name], found[name + _SCALES] = numbers, scales
     return found
 
