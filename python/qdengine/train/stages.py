@@ -17,7 +17,6 @@ from .objectives import Labels, Objective, Preference, Teacher
 from .packs import Pack, Packer, pairs_only
 from .rows import Row
 
-SETTINGS = "run.yaml"
 BUNDLE = "bundle"
 
 
@@ -72,7 +71,7 @@ def _run(
             f"data.max_tokens is {settings.data.max_tokens}; {source.name} has {shape.max_positions} positions"
         )
     folder, bundle = settings.output, settings.output / BUNDLE
-    _claim(folder, settings)
+    config.claim(folder, settings)
     if bundle.is_dir():
         print(f"{bundle} is there already", file=sys.stderr)
         return bundle
@@ -95,21 +94,6 @@ def _run(
     model.save(bundle, trained, source, shape, prompt, origin)
     plot(folder / METRICS, folder / "loss.png")
     return bundle
-
-
-def _claim(folder: Path, settings: config.Run) -> None:
-    """Note the settings in the run's folder, or find them there. Raises `ConfigError` where it is another run's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text, noted = config.dump(settings), folder / SETTINGS
-    if not noted.exists():
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
-        noted.write_text(text, encoding="utf-8")
-    elif (old := noted.read_text(encoding="utf-8")) != text:
-        changed = sorted(set(text.splitlines()) ^ set(old.splitlines()))
-        raise ConfigError(
-            f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another output"
-        )
 
 
 def _row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:
