@@ -95,8 +95,8 @@ def _answered(path: Path, found: Sequence[Row], teacher: Teacher) -> Answers:
     if not path.exists():
         return answers
     size = 0
-    for answer, size in jsonl.written(path, _BEGIN):
-        answers[answer["id"]] = answer
+    for answer, end in jsonl.written(path, _BEGIN):
+        answers[answer["id"]], size = answer, end
     for row in found:
         if row.id in answers and answers[row.id]["prompt_hash"] != prompt_hash(teacher, row):
             raise JsonlError(
