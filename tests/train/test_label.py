@@ -201,6 +201,7 @@ def test_a_torn_file_of_answers(tmp_path):
             fine("train", "label", settings)
             assert server.asked.total() - before == 6 - left
             assert answers(tmp_path) == whole
+            assert sum(1 for _ in jsonl.written(tmp_path / "run" / "answers.jsonl", b'{"id": ')) == 6
 
 
 def test_a_run_that_was_killed_while_it_sorted(tmp_path):

@@ -40,7 +40,7 @@ _MAY_CHANGE: dict[str, Any] = {
     "rows": True,
     "filters": True,
     "shard": True,
-    "teacher": {"device", "batch", "api_key", "concurrency", "requests_per_minute", "retries", "timeout"},
+    "teacher": {"device", "batch", "base_url", "api_key", "concurrency", "requests_per_minute", "retries", "timeout"},
 }
 """Settings that change no answer, and so may be others when a run is gone on with."""
 
