@@ -174,6 +174,9 @@ def test_a_run_is_gone_on_with(tmp_path):
         assert counts(tmp_path)["rows"] == 5
         fine("train", "label", settings, "teacher.concurrency=1", "teacher.retries=0", "shard=3")
         assert once(server) and server.asked.total() == 12 and len(labels(tmp_path)) == 12
+        with ChatServer() as moved:
+            fine("train", "label", settings, f"teacher.base_url={moved.url}")
+        assert not moved.asked
         for change in (
             "teacher.model=other",
             "temperature=1",
