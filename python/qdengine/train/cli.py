@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError
 
-_NEEDED = ("accelerate", "matplotlib", "peft", "pydantic", "transformers", "yaml")
+_NEEDED = ("accelerate", "aiolimiter", "matplotlib", "openai", "peft", "pydantic", "transformers", "yaml")
 
 
 @click.group()
@@ -27,6 +27,17 @@ def _stage(name: str, kind: str, help: str) -> None:
         from . import config, stages
 
         click.echo(getattr(stages, name)(config.load(getattr(config, kind), settings, overrides)))
+
+
+@train.command()
+@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
+def label(settings: str, overrides: tuple[str, ...]) -> None:
+    """Ask a teacher about rows, and keep its good answers as labels; prints their folder."""
+    from . import config
+    from .label import make_labels
+
+    click.echo(make_labels(config.load(config.Label, settings, overrides)))
 
 
 @train.command()
