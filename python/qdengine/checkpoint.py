@@ -27,6 +27,7 @@ from . import huggingface
 from .config import ModelConfig
 from .errors import CheckpointError, ConfigError
 from .model.reference import ReferenceModel
+from .ops.reference import quantize
 from .prompt import DOCUMENT_FIRST, PromptFormat
 from .tokenizer import Tokenizer
 
@@ -34,6 +35,8 @@ FORMAT = 1
 DESCRIPTION = "qdengine.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+CARD = "README.md"
+_SCALES = ".scales"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,10 @@ class Checkpoint:
         return Tokenizer.from_file(self.path / TOKENIZER)
 
     def weights(self) -> dict[str, Tensor]:
-        """Canonical names to tensors, memory-mapped where the file holds them as they are. Raises `CheckpointError`."""
+        """Canonical names to tensors, memory-mapped where the file holds them as they are; float32 where it holds int8.
+        Raises `CheckpointError`."""
         if (self.path / DESCRIPTION).exists():
-            weights = _read(self.path / WEIGHTS)
+            weights = dense(_read(self.path / WEIGHTS))
         else:
             weights = huggingface.canonical(self.config, huggingface.tensors(self.path, _read))
         check_weights(self.config, weights)
@@ -98,10 +102,14 @@ def save_bundle(
     prompt: PromptFormat,
     stop_ids: tuple[int, ...],
     source: str,
+    card: str = "",
 ) -> Path:
-    """Write a bundle, whole or not at all: it is made beside `path` and renamed. Raises `CheckpointError` where `path`
-    exists and is not an empty folder, or the weights do not fit `config`."""
-    check_weights(config, weights)
+    """Write a bundle, whole or not at all: it is made beside `path` and renamed.
+
+    weights: tensors under their canonical names, or from `quantized`. card: its README.md, if it is to have one.
+    Raises `CheckpointError` where `path` exists and is not an empty folder, or the weights do not fit `config`.
+    """
+    check_weights(config, dense(weights))
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} already exists; remove it or choose another destination")
@@ -110,6 +118,8 @@ def save_bundle(
     try:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, made / WEIGHTS)
         (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        if card:
+            (made / CARD).write_text(card, encoding="utf-8")
         description = {
             "format": FORMAT,
             "source": source,
@@ -117,7 +127,7 @@ def save_bundle(
             "prompt": prompt.to_dict(),
             "stop_ids": list(stop_ids),
             "limits": {"max_positions": config.max_positions},
-            "manifest": {name: sha256(made / name) for name in (WEIGHTS, TOKENIZER)},
+            "manifest": {name: sha256(made / name) for name in (WEIGHTS, TOKENIZER, *([CARD] if card else []))},
         }
         (made / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         made.chmod(0o755)
@@ -127,6 +137,39 @@ def save_bundle(
         shutil.rmtree(made, ignore_errors=True)
         raise
     return path
+
+
+def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` with the matrices of linear layers in int8, and a float32 scale for each of their rows under
+    `name.scales`. An engine of precision "int8" works with these very numbers: of their product it makes the same
+    ones."""
+    found = dict(weights)
+    for name, weight in weights.items():
+        if weight.ndim == 2 and name.startswith("layers."):
+            numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+            quantize(numbers, scales, weight.float())
+            found[name], found[name + _SCALES] = numbers, scales
+    return found
+
+
+def dense(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `quantized`, in float32 where there are scales."""
+    return {
+        name: tensor * weights[name + _SCALES].unsqueeze(1) if name + _SCALES in weights else tensor
+        for name, tensor in weights.items()
+        if not name.endswith(_SCALES)
+    }
+
+
+def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
+    """The weights of a model that has these layers alone, in this order."""
+    found = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.")}
+    for new, old in enumerate(layers):
+        own = f"layers.{old}."
+        found |= {
+            f"layers.{new}.{name.removeprefix(own)}": tensor for name, tensor in weights.items() if name.startswith(own)
+        }
+    return found
 
 
 def check_weights(config: ModelConfig, weights: dict[str, Tensor]) -> None:

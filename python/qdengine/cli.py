@@ -140,20 +140,32 @@ def summarize(
 
 
 @main.command("eval")
+@click.option("--predictions", type=click.Path(exists=True, dir_okay=False), help="Rows with id and summary.")
 @click.option(
-    "--predictions", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id and summary."
+    "--baseline", help="Instead of predictions: lead, query-match (BM25) or oracle, whole sentences of the documents."
 )
+@click.option("--sentences", type=click.IntRange(1), default=1, show_default=True, help="Of lead and query-match.")
 @click.option(
     "--references", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id, summary, document."
 )
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-def evaluate(predictions: str, references: str, lang: str, as_json: bool) -> None:
-    """ROUGE, exact matches, 4-gram copy share and length, with 95% intervals."""
+def evaluate(
+    predictions: str | None, baseline: str | None, sentences: int, references: str, lang: str, as_json: bool
+) -> None:
+    """ROUGE, exact matches, verbatim runs, 4-gram copy share and length, with 95% intervals."""
+    if (predictions is None) == (baseline is None):
+        raise click.UsageError("give either --predictions or --baseline")
     from . import jsonl
-    from .evaluate import report
+    from .evaluate import baselines, report
 
-    result = report.evaluate(jsonl.read(predictions), jsonl.read(references), lang)  # type: ignore[arg-type]
+    wanted = list(jsonl.read(references))
+    if baseline is not None:
+        good = (row for row in wanted if isinstance(row, dict))
+        found = baselines.baseline(baseline, good, lang, sentences)
+    else:
+        found = jsonl.read(predictions)  # type: ignore[assignment,arg-type]
+    result = report.evaluate(found, wanted, lang)  # type: ignore[arg-type]
     click.echo(json.dumps(result) if as_json else report.table(result))
 
 

@@ -10,6 +10,8 @@ from .errors import ConfigError, UnsupportedModelError
 FAMILIES = ("llama", "gpt2")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float8")
 KV_DTYPES = ("auto", "int8", "float8")
+LINEAR = ("qkv", "out", "gate_up", "up", "down")
+"""The linear layers of a model's layers; a family has some of them."""
 _MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 

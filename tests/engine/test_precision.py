@@ -7,11 +7,12 @@ import os
 import pytest
 import torch
 from qdengine import Engine, EngineConfig, errors, ops
-from qdengine.checkpoint import load
+from qdengine.checkpoint import load, quantized, save_bundle
 from qdengine.model.decoder import Decoder, StepInputs
 from qdengine.model.kv_cache import KVCache
 from qdengine.model.linear import Int8Linear
-from tiny import TEXT, tiny_bundle
+from safetensors.torch import load_file
+from tiny import TEXT, tiny_bundle, tokenizer_json
 
 BATCH = [{"query": query, "document": TEXT * n} for query, n in (("fox", 1), ("When do trains leave?", 3), ("rain", 2))]
 FAMILIES = ("llama", "qwen3", "gpt2")
@@ -69,6 +70,19 @@ def logits(bundle, number: torch.dtype | None, backend: str = "cpu", count: int 
 def test_int8_is_near_the_whole_model(bundles, family):
     whole, small = logits(bundles[family], None), logits(bundles[family], torch.int8)
     assert 0 < (small - whole).norm() < 0.05 * whole.norm()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bundle_in_int8_is_what_int8_makes_of_its_weights(bundles, family, tmp_path):
+    whole = load(bundles[family])
+    small = save_bundle(
+        tmp_path / "small", whole.config, quantized(whole.weights()), tokenizer_json(), whole.prompt, (1,), "test"
+    )
+    assert torch.equal(logits(small, torch.int8), logits(bundles[family], torch.int8))
+    numbers = load_file(small / "model.safetensors")
+    assert numbers["layers.0.down.weight"].dtype == torch.int8 and numbers["embed.weight"].dtype == torch.float32
+    with open_engine(small, "float32") as engine:
+        assert all(written(engine))
 
 
 def test_int8_keeps_no_wider_weights(bundles):

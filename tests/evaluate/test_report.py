@@ -35,7 +35,9 @@ def test_rows_are_matched_by_id():
     }  # fmt: skip
     means = {name: score["mean"] for name, score in report["scores"].items()}
     # By row: a missing, b its second reference, 3 empty, d one word, which has no pair.
-    assert means == {"rouge1": 50, "rouge2": 25, "rougeL": 50, "exact": 50, "length": 1.0, "copy4": 100}
+    assert means == {
+        "rouge1": 50, "rouge2": 25, "rougeL": 50, "exact": 50, "run": 0, "length": 1.0, "copy4": 100,
+    }  # fmt: skip
     assert json.loads(json.dumps(report)) == report
 
 
@@ -51,7 +53,7 @@ def test_chinese_identical_texts_are_a_hundred():
     row = {"id": 1, "summary": "雨水流进桶里。", "document": "今天下雨。雨水流进桶里。"}
     scores = evaluate([row], [row], "zh")["scores"]
     assert {name: score["mean"] for name, score in scores.items()} == {
-        "rouge1": 100, "rouge2": 100, "rougeL": 100, "exact": 100, "copy4": 100, "length": 6,
+        "rouge1": 100, "rouge2": 100, "rougeL": 100, "exact": 100, "run": 100, "copy4": 100, "length": 6,
     }  # fmt: skip
 
 
@@ -105,7 +107,15 @@ def test_intervals():
 
 def test_table():
     lines = table(evaluate(PREDICTIONS, REFERENCES)).splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == ["rouge1", "rouge2", "rougeL", "exact", "copy4", "length"]
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "exact",
+        "run",
+        "copy4",
+        "length",
+    ]
     assert lines[1].split() == ["rouge1", "50.00", "0.00", "..", "100.00"]
     assert lines[-1] == "4 rows; predictions: 1 missing, 1 failed, 1 unknown"
 

@@ -49,7 +49,7 @@ def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_is_exact_in_its_sums_for_any_rows(shape, dtype, biased):
     weight, bias = random(dtype, *shape[::-1]), random(dtype, shape[1]) if biased else None
-    layer = linear.make(CPU, weight, bias, torch.int8, False)
+    layer = linear.make(CPU, weight, bias, weight.dtype, torch.int8, False)
     x = int8(random(dtype, MOST, shape[0]))
     whole = layer(*x)
     assert whole.dtype == dtype
@@ -60,7 +60,7 @@ def test_int8_is_exact_in_its_sums_for_any_rows(shape, dtype, biased):
 
 def test_int8_weights_stand_for_the_given_ones_and_free_them():
     weight = random(torch.bfloat16, 64, 576)
-    layer = linear.Int8Linear(CPU, weight, None)
+    layer = linear.Int8Linear(CPU, weight, None, weight.dtype)
     assert layer.weight.dtype == torch.int8
     back = layer.weight.float() * layer.scales[:, None]
     assert ((back - weight.float()).abs() <= 0.501 * layer.scales[:, None]).all()
@@ -74,7 +74,7 @@ def test_int8_weights_stand_for_the_given_ones_and_free_them():
 @pytest.mark.parametrize("rows", [1, 16, 33])
 def test_float8_is_near(rows, biased):
     weight, bias = random(torch.bfloat16, 96, 576), random(torch.bfloat16, 96) if biased else None
-    layer = linear.Float8Linear(CPU, weight, bias)
+    layer = linear.Float8Linear(CPU, weight, bias, weight.dtype)
     x = int8(random(torch.bfloat16, rows, 576), torch.float8_e4m3fn)
     assert_near(layer(*x), truth(x, layer, bias))
 
@@ -84,7 +84,7 @@ def test_float8_is_near(rows, biased):
 def test_batch_invariant_on_a_cpu(shape, dtype):
     """Bit-equal rows for every number of them, wherever they stand."""
     weight, bias = random(dtype, *shape[::-1]), random(dtype, shape[1])
-    layer = linear.make(CPU, weight, bias, None, True)
+    layer = linear.make(CPU, weight, bias, weight.dtype, None, True)
     assert isinstance(layer, linear.FixedRowsLinear)
     x = random(dtype, MOST, shape[0])
     whole = layer(x)
@@ -100,7 +100,7 @@ def test_batch_invariant_on_a_cpu(shape, dtype):
 def test_batch_invariant_in_triton(dtype, number):
     """Tiles that rows, columns and the inner width do not fill; every number of rows."""
     weight, bias = random(dtype, 70, 75), random(dtype, 70)
-    layer = linear.TiledLinear(CPU, weight, bias, number)
+    layer = linear.TiledLinear(CPU, weight, bias, weight.dtype, number)
     x = (random(dtype, MOST, 75), None)
     if number is not None:
         x = int8(x[0], number)
@@ -130,7 +130,7 @@ def test_float8_widths_are_checked():
     with pytest.raises(
         ConfigError, match=r"multiples of 16; this model has one of 100 to 32; use precision 'bfloat16'"
     ):
-        linear.Float8Linear(CPU, random(torch.bfloat16, 32, 100), None)
+        linear.Float8Linear(CPU, random(torch.bfloat16, 32, 100), None, torch.bfloat16)
 
 
 @needs_interpreter

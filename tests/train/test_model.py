@@ -9,7 +9,7 @@ from qdengine.config import ModelConfig
 from qdengine.model.reference import ReferenceModel
 from qdengine.prompt import DOCUMENT_FIRST, QUERY_FIRST
 from qdengine.train import config
-from qdengine.train.model import device, make, merged, open_student, save, select_layers
+from qdengine.train.model import device, make, merged, open_student, save
 
 
 def trained(model) -> set[str]:
@@ -48,7 +48,7 @@ def test_layers(run):
 
 def test_layers_by_number_and_not_by_its_beginning():
     weights = {f"layers.{i}.out.weight": torch.tensor(i) for i in range(12)} | {"norm.weight": torch.tensor(-1)}
-    found = select_layers(weights, [0, 1, 11])
+    found = checkpoint.select_layers(weights, [0, 1, 11])
     assert {name: int(tensor) for name, tensor in found.items()} == {
         "norm.weight": -1, "layers.0.out.weight": 0, "layers.1.out.weight": 1, "layers.2.out.weight": 11,
     }  # fmt: skip

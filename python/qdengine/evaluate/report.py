@@ -28,6 +28,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `summary` by `id`. A reference row has `id`, `summary` (or `references`, best of) and `document`.
 
+    exact: the summary is a reference, word for word; run: it is a run of the document, character for character; copy4:
+    `copy_share`. run and copy4 are over the rows that have a summary.
     A missing or failed prediction counts as an empty summary. Returns rows, missing, unknown, failed, and `scores`: for
     each metric {mean, low, high}, a 95% bootstrap interval over rows. Raises `QdengineError` for double ids, no
     references, or a field that is no text.
@@ -37,7 +39,7 @@ def evaluate(
     if not wanted:
         raise QdengineError("references: no rows")
     missing = [i for i in wanted if i not in predicted]
-    columns: dict[str, list[float]] = {name: [] for name in (*METRICS, "exact", "copy4", "length")}
+    columns: dict[str, list[float]] = {name: [] for name in (*METRICS, "exact", "run", "copy4", "length")}
     for key, row in wanted.items():
         text = predicted[key].get("summary") or "" if key in predicted else ""
         answers = row.get("references") or [row["summary"]]
@@ -49,6 +51,7 @@ def evaluate(
         share = copy_share(tokens, tokenize(row["document"], lang)) if row.get("document") else None
         if share is not None:
             columns["copy4"].append(share)
+            columns["run"].append(100.0 * (text.strip() in row["document"]))
     generator = np.random.default_rng(seed)
     return {
         "rows": len(wanted),

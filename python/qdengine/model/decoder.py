@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import LINEAR, ModelConfig
 from ..ops import OpTable
 from . import linear
 from .head import Head
@@ -44,17 +44,24 @@ def _rows(like: Tensor, width: int, number: torch.dtype | None) -> Rows:
 @dataclass(frozen=True, slots=True)
 class _Build:
     """What the parts of a decoder are made from. number: of weights and activations of the layers, int8 or
-    float8_e4m3fn; None for the model's dtype."""
+    float8_e4m3fn; None for dtype. Matrices are as the file has them, for `number` to be made of that; all else is in
+    dtype."""
 
     ops: OpTable
     config: ModelConfig
     weights: dict[str, Tensor]
+    dtype: torch.dtype
     number: torch.dtype | None
     batch_invariant: bool
 
     def linear(self, name: str) -> linear.Layer:
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        return linear.make(self.ops, weight, bias, self.number, self.batch_invariant)
+        return linear.make(self.ops, weight, bias, self.dtype, self.number, self.batch_invariant)
+
+
+def _is_layer(name: str) -> bool:
+    """Whether a weight is the matrix of a linear layer."""
+    return name.startswith("layers.") and name.endswith(tuple(f".{layer}.weight" for layer in LINEAR))
 
 
 class _Norm:
@@ -105,8 +112,8 @@ class Decoder:
     ) -> None:  # fmt: skip
         if number is not None:
             linear.require(number, device)
-        weights = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
-        build = _Build(ops, config, weights, number, batch_invariant)
+        weights = {name: tensor.to(device, None if _is_layer(name) else dtype) for name, tensor in weights.items()}
+        build = _Build(ops, config, weights, dtype, number, batch_invariant)
         self.config, self.ops, self.dtype, self.device, self.number = config, ops, dtype, device, number
         self.embed = weights["embed.weight"]
         self.positions = weights.get("positions.weight")

@@ -19,7 +19,7 @@ class Head:
 
     def __init__(self, ops: OpTable, weight: Tensor, batch_invariant: bool, fused: bool) -> None:
         self._ops, self._weight, self._fused = ops, weight, fused
-        self._linear = linear.make(ops, weight, None, None, batch_invariant)
+        self._linear = linear.make(ops, weight, None, weight.dtype, None, batch_invariant)
         if fused:
             if ops.backend not in ("cuda", "triton"):
                 raise ConfigError(

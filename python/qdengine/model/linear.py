@@ -2,7 +2,8 @@
 row's bits must not depend on the batch.
 
 Every class has one interface: weight [out, in] and bias [out] or None when it is made; then x [T, in], or numbers of
-8 bits with scales [T], to y [T, out] in the weight's dtype.
+8 bits with scales [T], to y [T, out]. y has the weight's dtype, or the dtype that a class is given which makes 8 bits
+of the weight.
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ class FixedRowsLinear(Linear):
 class TiledLinear:
     """Batch-invariant on a GPU: tiles of one size, in Triton. number: float8_e4m3fn, or None for the weight's dtype."""
 
-    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, number: torch.dtype | None = None) -> None:
+    def __init__(
+        self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, number: torch.dtype | None = None
+    ) -> None:
         from ..ops.triton.linear import linear
 
-        self._linear, self.bias, self._dtype = linear, bias, weight.dtype
+        self._linear, self.bias, self._dtype = linear, bias, dtype
         self.weight = weight
         self.scales: Tensor | None = None
         if number is not None:
@@ -67,10 +70,10 @@ class TiledLinear:
 class Int8Linear:
     """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns."""
 
-    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         if weight.is_cuda:
             _check_widths(weight, "int8", 8)
-        self._ops, self.bias, self._dtype = ops, bias, weight.dtype
+        self._ops, self.bias, self._dtype = ops, bias, dtype
         self.weight, self.scales = _quantized(ops, weight, torch.int8)
 
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -86,9 +89,9 @@ class Int8Linear:
 class Float8Linear:
     """float8_e4m3fn by float8_e4m3fn, with sums in float32 and the scales of rows and columns. bfloat16 results."""
 
-    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         _check_widths(weight, "float8", 16)
-        self.bias, self._dtype = bias, weight.dtype
+        self.bias, self._dtype = bias, dtype
         self.weight, scales = _quantized(ops, weight, torch.float8_e4m3fn)
         self.scales = scales.unsqueeze(0)
 
@@ -99,13 +102,19 @@ class Float8Linear:
         )
 
 
-def make(ops: OpTable, weight: Tensor, bias: Tensor | None, number: torch.dtype | None, batch_invariant: bool) -> Layer:
-    """The layer for weights and activations in `number` (int8, float8_e4m3fn; None: the weight's dtype)."""
+def make(
+    ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, number: torch.dtype | None,
+    batch_invariant: bool,
+) -> Layer:  # fmt: skip
+    """The layer for y in `dtype`, and x in `number` (int8, float8_e4m3fn) or where that is None in `dtype` as well."""
+    if number is None:
+        weight = weight.to(dtype)
     if number == torch.int8:
-        return Int8Linear(ops, weight, bias)
+        return Int8Linear(ops, weight, bias, dtype)
     if batch_invariant:
-        return FixedRowsLinear(weight, bias) if weight.device.type == "cpu" else TiledLinear(ops, weight, bias, number)
-    return Linear(weight, bias) if number is None else Float8Linear(ops, weight, bias)
+        on_cpu = weight.device.type == "cpu"
+        return FixedRowsLinear(weight, bias) if on_cpu else TiledLinear(ops, weight, bias, dtype, number)
+    return Linear(weight, bias) if number is None else Float8Linear(ops, weight, bias, dtype)
 
 
 def require(number: torch.dtype, device: torch.device) -> None:

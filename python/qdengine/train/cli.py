@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError
 
-_NEEDED = ("accelerate", "matplotlib", "peft", "pydantic", "transformers", "yaml")
+_NEEDED = ("accelerate", "aiolimiter", "matplotlib", "openai", "peft", "pydantic", "transformers", "yaml")
 
 
 @click.group()
@@ -32,6 +32,17 @@ def _stage(name: str, kind: str, help: str) -> None:
 @train.command()
 @click.argument("settings", type=click.Path(exists=True, dir_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
+def label(settings: str, overrides: tuple[str, ...]) -> None:
+    """Ask a teacher about rows, and keep its good answers as labels; prints their folder."""
+    from . import config
+    from .label import make_labels
+
+    click.echo(make_labels(config.load(config.Label, settings, overrides)))
+
+
+@train.command()
+@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
 def pairs(settings: str, overrides: tuple[str, ...]) -> None:
     """Sample the student, and write pairs of its better and worse summaries."""
     from . import config
@@ -43,3 +54,14 @@ def pairs(settings: str, overrides: tuple[str, ...]) -> None:
 _stage("sft", "Sft", "Fine-tune a student on rows, by the run in SETTINGS (YAML); prints the bundle that it makes.")
 _stage("distill", "Distill", "Train a student on a teacher's labels and, with `teacher`, towards its distribution.")
 _stage("dpo", "Dpo", "Train a student on pairs of a better and a worse summary.")
+
+
+@train.command("export")
+@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
+def export(settings: str, overrides: tuple[str, ...]) -> None:
+    """Write a student's bundle with its scores and model card, and what was changed in its base as a small file."""
+    from . import config
+    from .export import export as run
+
+    click.echo(run(config.load(config.Export, settings, overrides)))

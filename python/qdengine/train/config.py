@@ -5,19 +5,43 @@ All of it is checked before anything is loaded.
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    HttpUrl,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..errors import ConfigError
+
+SETTINGS = "run.yaml"
+ABSENT = "The document does not say."
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _is_there(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"{path} is not there")
+    return path
+
+
+Source = Annotated[Path, AfterValidator(_is_there)]
 
 
 class Section(BaseModel):
@@ -34,15 +58,15 @@ class Data(Section):
     their answer.
     """
 
-    train: list[FilePath] = Field(min_length=1)
-    validation: list[FilePath] = []
+    train: list[Source] = Field(min_length=1)
+    validation: list[Source] = []
     rows: Count | None = None
     validation_rows: Count = 128
     packs: Count | None = None
     queries: Count = 12
     share_answers: bool = True
     max_tokens: Annotated[int, Field(ge=64)] = 1024
-    absent: str = Field("The document does not say.", min_length=1)
+    absent: str = Field(ABSENT, min_length=1)
     absent_share: Share = 0.0
 
 
@@ -183,7 +207,7 @@ class Pairs(Section):
     """samples: of `student` for each row. margin: least difference of the scores, in [0, 1], of chosen and rejected."""
 
     output: Path
-    train: list[FilePath] = Field(min_length=1)
+    train: list[Source] = Field(min_length=1)
     rows: Count | None = None
     student: str
     precision: str = "auto"
@@ -195,6 +219,134 @@ class Pairs(Section):
     margin: Annotated[float, Field(gt=0, le=1)] = 0.1
     language: Literal["en", "zh"] = "en"
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Export(Section):
+    """student: the bundle of a run. base: where given, a small file is made as well, of what was changed in it; the
+    bundle then has what that file restores. layers: of `base`, those that the student was made of.
+
+    evaluate: files of rows for the scores, in the precision of the student and in int8. name, data, licence, limits:
+    for the model card; data names each source with its licence.
+    """
+
+    output: Path
+    student: str
+    base: str | None = None
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    precision: Literal["bfloat16", "int8"] = "bfloat16"
+    evaluate: list[Source] = []
+    rows: Count | None = None
+    language: Literal["en", "zh"] = "en"
+    name: str
+    data: list[str] = Field(min_length=1)
+    licence: str
+    limits: list[str] = []
+
+
+CONCISE = f"""Answer the query with a short summary of the document, in the document's own words: copy the sentences \
+that answer the query, and change, add and explain nothing. If the document does not answer the query, write only: \
+{ABSENT}
+
+Title: {{title}}
+Document:
+{{document}}
+
+Query: {{query}}
+Summary:"""
+"""The default instruction: concise, and as close to the document as an answer can be."""
+
+
+class TransformersTeacher(Section):
+    """folder: a causal language model in Hugging Face format, with its tokenizer. device: as `device_map` of
+    transformers. batch: rows at a time. template: more arguments of the tokenizer's chat template."""
+
+    kind: Literal["transformers"]
+    folder: DirectoryPath
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch: Count = 8
+    template: dict[str, Any] = {}
+
+
+class OpenAITeacher(Section):
+    """base_url: of a server with OpenAI's chat completions, up to and with "/v1". api_key: the NAME of the environment
+    variable that holds the key; None for a server that wants none. concurrency: requests at a time.
+    requests_per_minute: most of them, retries included; None for no limit. retries: of a request, with waits that
+    double or that the server asks for. timeout: seconds without a byte. body: more fields of the request's body; null
+    takes one out.
+    """
+
+    kind: Literal["openai"]
+    base_url: HttpUrl
+    model: str = Field(min_length=1)
+    api_key: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
+    concurrency: Count = 8
+    requests_per_minute: Positive | None = None
+    retries: Annotated[int, Field(ge=0)] = 5
+    timeout: Positive = 120.0
+    body: dict[str, Any] = {}
+
+
+class EngineTeacher(Section):
+    """student: a student's name, bundle or Hugging Face folder, for qdengine's own engine, which asks in the student's
+    own prompt format: the instruction is not used. verbatim: whole sentences of the document alone."""
+
+    kind: Literal["engine"]
+    student: str
+    device: str = "auto"
+    precision: str = "auto"
+    verbatim: bool = False
+
+
+class Filters(Section):
+    """What of the answers is rejected; null or false switches a filter off.
+
+    empty: no text. refusal: the teacher says that it cannot answer, or that the document does not. words: most of an
+    answer; one that was cut at `max_new_tokens` is too long as well. verbatim: least share of an answer's 4-grams that
+    the document has. query: least share of the query's terms that are in the answer or near the places in the document
+    that it is from. duplicate: an earlier row has the same query and document; it is not asked. language: "zh" counts
+    every Chinese character as a word.
+    """
+
+    empty: bool = True
+    refusal: bool = True
+    words: Count | None = 128
+    verbatim: Share | None = 0.8
+    query: Share | None = 0.1
+    duplicate: bool = True
+    language: Literal["en", "zh"] = "en"
+
+
+class Label(Section):
+    """requests: JSON Lines files of rows (id, query, title, document). rows: how many of them. instruction: what the
+    teacher is told, with {query}, {title} and {document} once each. shard: most labels of a file."""
+
+    output: Path
+    requests: list[Path] = Field(min_length=1)
+    rows: Count | None = None
+    teacher: TransformersTeacher | OpenAITeacher | EngineTeacher = Field(discriminator="kind")
+    instruction: str = CONCISE
+    max_new_tokens: Count = 192
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    filters: Filters = Filters()
+    shard: Count = 10_000
+
+    @field_validator("instruction")
+    @classmethod
+    def _places(cls, instruction: str) -> str:
+        found = sorted(re.findall(r"\{(query|title|document)\}", instruction))
+        if found != ["document", "query", "title"]:
+            raise ValueError("{query}, {title} and {document} must stand in it once each")
+        return instruction
+
+    @model_validator(mode="after")
+    def _engine_asks_itself(self) -> Label:
+        if self.teacher.kind == "engine":
+            if self.instruction != CONCISE:
+                raise ValueError("an engine asks in its student's own prompt format: leave instruction out")
+            if self.teacher.verbatim and self.temperature:
+                raise ValueError("verbatim summaries are greedy: temperature must be 0")
+        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -239,5 +391,33 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: the value is not YAML") from None
 
 
-def dump(settings: BaseModel) -> str:
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+def dump(settings: BaseModel, without: Mapping[str, Any] | None = None) -> str:
+    """As YAML; `without` as pydantic's `exclude`."""
+    return yaml.safe_dump(settings.model_dump(mode="json", exclude=without), sort_keys=False)  # type: ignore[arg-type]
+
+
+def check_folder(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> None:
+    """Raise `ConfigError` where a run's folder is another run's, or no run's; settings in `without` may be others."""
+    noted = folder / SETTINGS
+    if noted.exists():
+        old, new = noted.read_text(encoding="utf-8"), _header(settings) + dump(settings, without)
+        if changed := [line[2:] for line in difflib.ndiff(old.splitlines(), new.splitlines()) if line[0] in "+-"]:
+            raise ConfigError(
+                f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another "
+                "output"
+            )
+    elif folder.exists() and any(path.name != f".{SETTINGS}" for path in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
+
+
+def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> None:
+    """Note the settings in the run's folder, or find them there. Raises as `check_folder` does."""
+    check_folder(folder, settings, without)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{SETTINGS}"
+    part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
+    os.replace(part, folder / SETTINGS)
+
+
+def _header(settings: BaseModel) -> str:
+    return f"# qdengine train {type(settings).__name__.lower()}\n"

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from .. import checkpoint, student
 from ..checkpoint import Checkpoint
-from ..config import ModelConfig
+from ..config import LINEAR, ModelConfig
 from ..errors import ConfigError
 from ..model.reference import ReferenceModel, Tree
 from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, PromptFormat
 from . import config
 
-LINEAR = ("qkv", "out", "gate_up", "up", "down")
 _FORMATS = {"document_first": DOCUMENT_FIRST, "query_first": QUERY_FIRST}
 
 
@@ -70,7 +69,7 @@ def make(settings: config.Run, source: Checkpoint, shape: ModelConfig) -> PackMo
     else:
         weights = source.weights()
         if settings.student.layers is not None:
-            weights = select_layers(weights, settings.student.layers)
+            weights = checkpoint.select_layers(weights, settings.student.layers)
         model = ReferenceModel.from_weights(shape, {name: tensor.float() for name, tensor in weights.items()})
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(settings.student.frozen)))
@@ -82,17 +81,6 @@ def device(settings: config.Training) -> torch.device:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device is cuda, and there is none; give cpu or auto")
     return torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Tensor]:
-    """The weights of a model that has these layers alone, in this order."""
-    found = {name: tensor for name, tensor in weights.items() if not name.startswith("layers.")}
-    for new, old in enumerate(layers):
-        own = f"layers.{old}."
-        found |= {
-            f"layers.{new}.{name.removeprefix(own)}": tensor for name, tensor in weights.items() if name.startswith(own)
-        }
-    return found
 
 
 def merged(trained: PackModel) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from .. import jsonl
@@ -31,16 +32,35 @@ class Row:
 
 
 def read(paths: Sequence[str | os.PathLike[str]], most: int | None = None) -> list[Row]:
-    """The first `most` rows of JSON Lines files. Raises `JsonlError` naming file and line of a row that cannot be
-    used."""
-    return list(islice((row for path in paths for row in _rows(path)), most))
+    """The first `most` rows of JSON Lines files, or of folders with shards of them (part-*.jsonl). Raises `JsonlError`
+    naming file and line of a row that cannot be used."""
+    return list(islice((row for path in _files(paths) for row in _rows(path)), most))
+
+
+def read_requests(paths: Sequence[str | os.PathLike[str]], most: int | None = None) -> list[Row]:
+    """As `read`, of rows that need no summary, and without it."""
+    numbered = (found for path in _files(paths) for found in enumerate(_requests(path), 1))
+    return [
+        Row(str(found.get("id", number)), request.query, request.title, request.document, "")
+        for number, (_, request, found) in islice(numbered, most)
+    ]
+
+
+def _files(paths: Sequence[str | os.PathLike[str]]) -> Iterator[str | os.PathLike[str]]:
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+        elif shards := sorted(Path(path).glob("part-*.jsonl")):
+            yield from shards
+        else:
+            raise JsonlError(f"{path} is a folder without part-*.jsonl; give a file, or the folder of a run's labels")
 
 
 def read_pairs(paths: Sequence[str | os.PathLike[str]], most: int | None = None) -> list[tuple[Row, Row]]:
     """The first `most` pairs of a better and a worse summary of one row, which stand under `chosen` and `rejected`.
     Raises `JsonlError` as `read` does."""
     pairs: list[tuple[Row, Row]] = []
-    for place, request, found in islice((one for path in paths for one in _requests(path)), most):
+    for place, request, found in islice((one for path in _files(paths) for one in _requests(path)), most):
         texts = [_text(found, name, place) for name in ("chosen", "rejected")]
         identity = str(len(pairs))
         better, worse = (Row(identity, request.query, request.title, request.document, text) for text in texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from .objectives import Labels, Objective, Preference, Teacher
 from .packs import Pack, Packer, pairs_only
 from .rows import Row
 
-SETTINGS = "run.yaml"
 BUNDLE = "bundle"
 
 
@@ -75,7 +73,7 @@ def _run(
         raise ConfigError(f"data.max_tokens is {settings.data.max_tokens}; there are {positions} positions")
     model.device(settings.training)
     folder, bundle = settings.output, settings.output / BUNDLE
-    _check_folder(folder, settings)
+    config.check_folder(folder, settings)
     if bundle.is_dir():
         print(f"{bundle} is there already", file=sys.stderr)
         return bundle
@@ -91,8 +89,7 @@ def _run(
             raise TrainingError(f"data.{name} has nothing that can be used: {_counted(skipped)}")
     _tell(train, skipped)
     goal = objective(source)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(config.dump(settings), encoding="utf-8")
+    config.claim(folder, settings)
     trained = model.make(settings, source, shape)
     from .plot import plot
     from .trainer import METRICS, PackTrainer
@@ -101,20 +98,6 @@ def _run(
     plot(folder / METRICS, folder / "loss.png")
     origin = f"{source.name}, {type(settings).__name__.lower()}"
     return model.save(bundle, trained, source, shape, prompt, origin)
-
-
-def _check_folder(folder: Path, settings: config.Run) -> None:
-    """Raise `ConfigError` where the run's folder is another run's, or no run's."""
-    noted = folder / SETTINGS
-    if not noted.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
-        return
-    old, new = noted.read_text(encoding="utf-8").splitlines(), config.dump(settings).splitlines()
-    if changed := [line[2:].strip() for line in difflib.ndiff(old, new) if line[0] in "+-"]:
-        raise ConfigError(
-            f"{noted} has other settings ({changed[0]}); give the run's own to go on with it, or another output"
-        )
 
 
 def _row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:

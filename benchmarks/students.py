@@ -1,0 +1,138 @@
+"""Students side by side: how well they answer, and what that costs.
+
+    python benchmarks/students.py A=runs/sft/bundle B=runs/dpo/bundle --data webqa_en.test.jsonl.gz --json students.json
+    python benchmarks/students.py --plot students.json
+
+For every student and precision: ROUGE with intervals, exact answers and verbatim runs over the rows of each --data file
+(predictions lie in --work and are gone on with after an interruption), and requests/s, tokens a step and steps over
+--speed-rows of the first file, each phase in turn for all students in one run.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from common import facts, write
+from plot import DOCS, plt, read, save
+from qdengine import Engine, jsonl, student
+from qdengine.checkpoint import load
+from qdengine.evaluate.baselines import BASELINES, baseline
+from qdengine.evaluate.latency import measure
+from qdengine.evaluate.report import evaluate
+from qdengine.summarize_file import summarize_file, to_request, valid_rows
+from tqdm import tqdm
+
+LANGUAGES = {"webqa_zh": "zh"}
+
+
+def language(path: Path) -> str:
+    return LANGUAGES.get(path.name.partition(".")[0], "en")
+
+
+def name_of(path: Path) -> str:
+    return path.name.partition(".jsonl")[0]
+
+
+def baselines(paths: list[Path], rows: int | None) -> dict[str, Any]:
+    """What a student has to beat: no model, one sentence."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        wanted = list(islice(jsonl.read(path), rows))
+        for name in BASELINES:
+            predicted = baseline(name, wanted, language(path))  # type: ignore[arg-type]
+            scores = evaluate(predicted, wanted, language(path))  # type: ignore[arg-type]
+            found.setdefault(name, {})[name_of(path)] = scores
+    return found
+
+
+def score(engine: Engine, path: Path, rows: int | None, work: Path, stem: str) -> dict[str, Any]:
+    """The report over a file's first rows, with steps and tokens of a summary."""
+    wanted = [row for row in islice(jsonl.read(path), rows) if isinstance(row, dict)]
+    source = work / f"{name_of(path)}.{len(wanted)}.jsonl"
+    if not source.exists():
+        source.write_bytes(b"".join(map(jsonl.dumps, wanted)))
+    predictions = work / f"{stem}.{source.name}"
+    summarize_file(engine, str(source), str(predictions), 256)
+    written = [row for row in jsonl.read(predictions) if isinstance(row, dict)]
+    report = evaluate(written, wanted, language(path))  # type: ignore[arg-type]
+    stats = [row["stats"] for row in written if not row["error"]]
+    return report | {"steps": sum(one["steps"] for one in stats) / max(1, len(stats))}
+
+
+def speed(engine: Engine, path: Path, rows: int) -> dict[str, Any]:
+    requests = [to_request(row) for row in valid_rows(path, rows + 4)]
+    return measure(engine, requests[:rows], 8, requests[rows:] or requests[:1])
+
+
+def plot(data: dict[str, Any], folder: Path) -> None:
+    """ROUGE-2 of the first file against requests/s, with 95% intervals."""
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    file = data["files"][0]
+    for name, found in data["students"].items():
+        for precision, one in found["precisions"].items():
+            rouge, x = one["scores"][file]["scores"]["rouge2"], one["speed"]["requests_per_s"]
+            error = [[rouge["mean"] - rouge["low"]], [rouge["high"] - rouge["mean"]]]
+            axes.errorbar(x, rouge["mean"], error, fmt="o" if precision == "bfloat16" else "s", capsize=3)
+            axes.annotate(f"{name}, {precision}", (x, rouge["mean"]), (6, 4), textcoords="offset points", fontsize=8)
+    for name, scores in data["baselines"].items():
+        mean = scores[file]["scores"]["rouge2"]["mean"]
+        axes.axhline(mean, linestyle=":", color="grey", linewidth=1)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(name, (0, mean), (2, 2), fontsize=8, **place)
+    axes.set_xlabel(f"requests/s, {data['threads']} threads")
+    axes.set_ylabel(f"ROUGE-2, {file}")
+    save(figure, folder, "students")
+
+
+@click.command()
+@click.argument("students", nargs=-1, metavar="[NAME=BUNDLE]...")
+@click.option("--data", "paths", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rows", type=click.IntRange(1), help="First rows of every file. [default: all]")
+@click.option("--speed-rows", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--precision", "precisions", multiple=True, default=["bfloat16", "int8"], show_default=True)
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), default="build/students", show_default=True)
+@click.option("--json", "out", type=click.Path(dir_okay=False))
+@click.option("--plot", "plotted", type=click.Path(exists=True, dir_okay=False), help="Only draw what this file has.")
+def main(
+    students: tuple[str, ...], paths: tuple[Path, ...], rows: int | None, speed_rows: int, precisions: tuple[str, ...],
+    work: Path, out: str | None, plotted: str | None,
+) -> None:  # fmt: skip
+    if plotted is not None:
+        plot(read(plotted), DOCS)
+        return
+    if not students or not paths or not all("=" in one for one in students):
+        raise click.UsageError("give students as NAME=BUNDLE, and --data")
+    work.mkdir(parents=True, exist_ok=True)
+    named = {name: student.resolve(bundle) for name, _, bundle in (one.partition("=") for one in students)}
+    found: dict[str, Any] = {}
+    for name, bundle in named.items():
+        shape = load(bundle).config
+        found[name] = {"layers": shape.layers, "width": shape.width}
+        found[name]["precisions"] = {precision: {"scores": {}} for precision in precisions}
+    runs = [(precision, name, bundle) for precision in precisions for name, bundle in named.items()]
+    for precision, name, bundle in tqdm(runs, desc="speed", disable=not sys.stderr.isatty()):
+        with Engine.from_pretrained(bundle, precision=precision) as engine:
+            found[name]["precisions"][precision]["speed"] = speed(engine, paths[0], speed_rows)
+    for precision, name, bundle in runs:
+        with Engine.from_pretrained(bundle, precision=precision) as engine:
+            for path in paths:
+                print(f"{name}, {precision}, {name_of(path)}", file=sys.stderr)
+                scores = score(engine, path, rows, work, f"{name}.{precision}")
+                found[name]["precisions"][precision]["scores"][name_of(path)] = scores
+    files = [name_of(path) for path in paths]
+    result = facts() | {
+        "threads": torch.get_num_threads(),
+        "files": files,
+        "students": found,
+        "baselines": baselines(list(paths), rows),
+    }
+    write(result, out)
+
+
+if __name__ == "__main__":
+    main()

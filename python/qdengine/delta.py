@@ -1,0 +1,153 @@
+"""A tuned student as what it changed in another one: a few bits for each weight, so that it travels with the package.
+
+Each row of a matrix is stored as -1, 0 and 1 with one scale, the nearest such row by least squares; five of them fit in
+a byte (1.6 bits a weight). Other tensors are stored as they are. What is restored is the same on every machine, to the
+bit, and its digest is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .errors import CheckpointError
+from .prompt import PromptFormat
+
+FORMAT = "1"
+_SCALES = ".scales"
+_POWERS = (1, 3, 9, 27, 81)
+
+Weights = dict[str, Tensor]
+
+
+def make(base: Weights, tuned: Weights) -> Weights:
+    """What `apply` needs beside `base`. Matrices that are equal in both are left out."""
+    found: Weights = {}
+    for name, weight in tuned.items():
+        if weight.ndim < 2:
+            found[name] = weight.clone()
+        elif not torch.equal(weight, base[name]):
+            signs, scales = ternary(weight.float() - base[name].float())
+            found[name], found[name + _SCALES] = _pack(signs), scales
+    return found
+
+
+def apply(base: Weights, delta: Weights) -> Weights:
+    """`base`, bfloat16, with the changes of `delta`."""
+    tuned = dict(base)
+    for name, change in delta.items():
+        if name.endswith(_SCALES):
+            continue
+        scales = delta.get(name + _SCALES)
+        if scales is None:
+            tuned[name] = change
+        else:
+            step = _unpack(change, base[name].shape).float() * scales.unsqueeze(1)
+            tuned[name] = (base[name].float() + step).to(base[name].dtype)
+    return tuned
+
+
+def ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """signs int8 [N, K] in {-1, 0, 1} and scales float32 [N] that make sum((rows - scales * signs)^2) least.
+
+    With the k largest of a row kept, the best scale is their mean, and the error sum(row^2) - (sum of the k)^2 / k.
+    """
+    sizes, order = rows.abs().sort(1, descending=True)
+    sums = sizes.double().cumsum(1)
+    count = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64)
+    kept = (sums.square() / count).argmax(1, keepdim=True)
+    scales = (sums.gather(1, kept) / (kept + 1)).squeeze(1).float()
+    chosen = torch.zeros_like(rows, dtype=torch.bool).scatter(1, order, torch.arange(rows.shape[1]) <= kept)
+    return (rows.sign() * chosen).to(torch.int8), scales
+
+
+def digest(weights: Weights) -> str:
+    """Hex SHA-256 of names, types, shapes and numbers."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def write(
+    path: str | os.PathLike[str], base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str, card: str
+) -> None:
+    """Write the file that `install` reads. layers: of `base`, those that `tuned` was made of; None for all.
+
+    source, card: of the bundle that it will make.
+    """
+    weights = _selected(base, layers)
+    changes = make(weights, tuned.weights())
+    facts = {
+        "architecture": asdict(tuned.config),
+        "prompt": tuned.prompt.to_dict(),
+        "stop_ids": tuned.stop_ids,
+        "layers": layers,
+        "source": source,
+        "card": card,
+    }
+    about = {
+        "format": FORMAT,
+        "base": digest(weights),
+        "tuned": digest(apply(weights, changes)),
+        "facts": json.dumps(facts),
+    }
+    save_file({name: tensor.contiguous() for name, tensor in changes.items()}, path, about)
+
+
+def _selected(base: Checkpoint, layers: list[int] | None) -> Weights:
+    weights = base.weights()
+    return weights if layers is None else checkpoint.select_layers(weights, layers)
+
+
+def install(path: str | os.PathLike[str], base: str | os.PathLike[str], destination: str | os.PathLike[str]) -> Path:
+    """Make the bundle of a file that `write` wrote, of the bundle `base`. Raises `CheckpointError` where the file is
+    damaged or made for another base."""
+    about, changes = _read(Path(path))
+    source, facts = checkpoint.load(base), json.loads(about["facts"])
+    weights = _selected(source, facts["layers"])
+    if digest(weights) != about["base"]:
+        raise CheckpointError(f"{path} changes other weights than those of {source.path}; install that one again")
+    tuned = apply(weights, changes)
+    if digest(tuned) != about["tuned"]:
+        raise CheckpointError(f"{path} is damaged: the weights that it makes are not those that it was made of")
+    config, prompt = ModelConfig.from_dict(facts["architecture"]), PromptFormat.from_dict(facts["prompt"])
+    text = (source.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
+    stops, card = tuple(facts["stop_ids"]), facts["card"]
+    return checkpoint.save_bundle(destination, config, tuned, text, prompt, stops, facts["source"], card)
+
+
+def _read(path: Path) -> tuple[dict[str, str], Weights]:
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            changes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {about.get('format')!r}; this version reads format {FORMAT!r}")
+    return about, changes
+
+
+def _pack(signs: Tensor) -> Tensor:
+    """uint8 [ceil(n / 5)] of int8 in {-1, 0, 1}, in base 3."""
+    flat = (signs.flatten() + 1).to(torch.int16)
+    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 5)).view(-1, 5)
+    return (padded * torch.tensor(_POWERS, dtype=torch.int16)).sum(1).to(torch.uint8)
+
+
+def _unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    digits = torch.arange(3**5, dtype=torch.int16).unsqueeze(1) // torch.tensor(_POWERS, dtype=torch.int16) % 3 - 1
+    return digits.to(torch.int8)[packed.long()].flatten()[: shape.numel()].view(shape)

@@ -1,0 +1,152 @@
+"""The last stage: a student as a bundle with a model card, in 16 or 8 bits, and as a small file of what was changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import checkpoint, delta, jsonl, student
+from ..checkpoint import Checkpoint
+from ..errors import ConfigError
+from ..evaluate.report import evaluate
+from ..summarize_file import summarize_file
+from . import config
+from .config import SETTINGS
+from .stages import BUNDLE
+from .trainer import METRICS
+
+DELTA = "delta.safetensors"
+REPORT = "report.json"
+_METRICS = ("rouge1", "rouge2", "rougeL", "exact", "run", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A run that made a student: its command, its settings, and the last figures of its metrics."""
+
+    command: str
+    settings: dict[str, Any]
+    figures: dict[str, float]
+
+
+def export(settings: config.Export) -> Path:
+    """Write `settings.output`: the bundle, its scores in report.json, and delta.safetensors with `base`. Returns the
+    bundle. Scores are gone on with where they were interrupted."""
+    tuned = checkpoint.load(student.resolve(settings.student))
+    base = None if settings.base is None else checkpoint.load(student.resolve(settings.base))
+    if settings.layers is not None and (base is None or settings.layers[-1] >= base.config.layers):
+        raise ConfigError("layers: give the base that has them")
+    config.claim(settings.output, settings)
+    bundle = settings.output / BUNDLE
+    if bundle.is_dir():
+        return bundle
+    stages = history(tuned.path)
+    shipped = tuned if base is None else _restored(settings, base, tuned)
+    report = {str(path.name): _scores(settings, shipped, path) for path in settings.evaluate}
+    (settings.output / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = card(settings, shipped, stages, report)
+    source = f"{settings.name}, from {stages[0].settings['student']['init'] if stages else tuned.name}"
+    if base is not None:
+        delta.write(settings.output / DELTA, base, tuned, settings.layers, source, text)
+    weights = shipped.weights() if settings.precision == "bfloat16" else checkpoint.quantized(shipped.weights())
+    tokenizer = (shipped.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
+    return checkpoint.save_bundle(
+        bundle, shipped.config, weights, tokenizer, shipped.prompt, shipped.stop_ids, source, text
+    )
+
+
+def history(bundle: Path) -> list[Stage]:
+    """The runs that made a bundle, first one first, as far as their folders are there."""
+    stages: list[Stage] = []
+    while (noted := bundle.parent / SETTINGS).is_file() and len(stages) < 100:
+        text = noted.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+        figures: dict[str, float] = {}
+        for row in jsonl.read(bundle.parent / METRICS):
+            figures |= row if isinstance(row, dict) else {}
+        stages.append(Stage(text.partition("\n")[0].removeprefix("# "), settings, figures))
+        bundle = Path(settings["student"]["init"])
+    return stages[::-1]
+
+
+def card(settings: config.Export, shipped: Checkpoint, stages: list[Stage], report: dict[str, Any]) -> str:
+    """The model card, in Markdown."""
+    shape = shipped.config
+    lines = [
+        f"# {settings.name}",
+        "",
+        f"A student of qdengine: {shape.layers} layers of width {shape.width}, {shape.vocab_size} tokens. It answers a "
+        "query with a short summary in the document's own words.",
+        "",
+        f"Licence: {settings.licence}",
+        "",
+        "## Data",
+        "",
+        *(f"- {source}" for source in settings.data),
+        "",
+        "## Stages",
+        "",
+        *(f"{i}. {_told(stage)}" for i, stage in enumerate(stages, 1)),
+        "",
+        "## Scores",
+        "",
+        *_score_table(report),
+        "",
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in settings.limits),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _told(stage: Stage) -> str:
+    own = stage.settings
+    files = ", ".join(Path(path).name for path in own["data"]["train"])
+    how = "low-rank adapters" if own["lora"] else "full parameters"
+    training, figures = own["training"], stage.figures
+    told = f"`{stage.command}` of `{Path(own['student']['init']).name}` on {files}: {how}, {figures['step']} steps of "
+    told += f"{training['batch']} packs, learning rate {training['learning_rate']}, seed {training['seed']}"
+    return told + (f"; validation loss {figures['eval_loss']:.3f}" if "eval_loss" in figures else "")
+
+
+def _score_table(report: dict[str, Any]) -> list[str]:
+    if not report:
+        return ["None were measured."]
+    lines = ["| rows | precision | " + " | ".join(_METRICS) + " |", "|" + "---|" * (len(_METRICS) + 2)]
+    for name, found in report.items():
+        for precision, one in found.items():
+            means = " | ".join(f"{one['scores'][metric]['mean']:.2f}" for metric in _METRICS if metric in one["scores"])
+            lines.append(f"| {name} ({one['rows']}) | {precision} | {means} |")
+    return lines
+
+
+def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
+    """The student as the small file restores it, in a bundle for the time of its evaluation."""
+    bundle = settings.output / "restored"
+    if not bundle.is_dir():
+        file = settings.output / "restored.safetensors"
+        delta.write(file, base, tuned, settings.layers, tuned.name, "")
+        delta.install(file, base.path, bundle)
+    return checkpoint.load(bundle)
+
+
+def _scores(settings: config.Export, shipped: Checkpoint, references: Path) -> dict[str, Any]:
+    """Precision to the report of `evaluate`, over the first rows of a file."""
+    from .. import Engine
+
+    found = {}
+    rows = list(islice(jsonl.read(references), settings.rows))
+    source = settings.output / f"{references.name.partition('.jsonl')[0]}.jsonl"
+    source.write_bytes(b"".join(jsonl.dumps(row) for row in rows if isinstance(row, dict)))
+    for precision in ("bfloat16", "int8"):
+        predictions = source.with_suffix(f".{precision}.jsonl")
+        with Engine(shipped, precision=precision) as engine:
+            summarize_file(engine, str(source), str(predictions), 256)
+        found[precision] = evaluate(jsonl.read(predictions), rows, settings.language)  # type: ignore[arg-type]
+    return found

@@ -1,0 +1,131 @@
+"""The last stage: scores, model card, 8 bits, and the small file that restores the student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from qdengine import Engine, checkpoint, delta, jsonl
+from qdengine.errors import ConfigError
+from qdengine.train import config, stages
+from qdengine.train.export import export, history
+from tiny import TEXT, tiny_bundle, tokenizer_json
+
+DOCUMENT = TEXT.replace("\n", " ")
+ROWS = [
+    {"id": str(i), "query": query, "title": "", "document": DOCUMENT, "summary": summary}
+    for i, (query, summary) in enumerate(
+        [
+            ("what jumps", "The quick brown fox jumps over the lazy dog."),
+            ("when do trains leave", "Trains leave at night and arrive in the morning."),
+            ("rain", "Rain falls on the roof and runs into the barrel."),
+        ]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A bfloat16 base, rows, and the bundle of two runs: SFT, and SFT once more on two of the base's layers."""
+    folder = tmp_path_factory.mktemp("export")
+    source = checkpoint.load(tiny_bundle(folder))
+    weights = {name: tensor.bfloat16() for name, tensor in source.weights().items()}
+    checkpoint.save_bundle(folder / "base", source.config, weights, tokenizer_json(), source.prompt, (1,), "test")
+    (folder / "rows.jsonl").write_bytes(b"".join(map(jsonl.dumps, ROWS)))
+    start = folder / "base"
+    for name in ("first", "second"):
+        start = stages.sft(
+            config.Sft.model_validate(
+                {
+                    "output": folder / name,
+                    "data": {
+                        "train": [folder / "rows.jsonl"],
+                        "validation": [folder / "rows.jsonl"],
+                        "max_tokens": 400,
+                    },
+                    "student": {"init": str(start), "frozen": ["embed"]},
+                    "training": {"steps": 2, "batch": 1, "learning_rate": 0.01, "evaluate_every": 2, "device": "cpu"},
+                }
+            )
+        )
+    return {"folder": folder, "base": folder / "base", "student": start}
+
+
+def settings(made: dict[str, Path], output: Path, **changes: Any) -> config.Export:
+    plain = {
+        "output": output,
+        "student": str(made["student"]),
+        "name": "tiny",
+        "data": ["three rows, written for the tests"],
+        "licence": "Apache 2.0",
+        "limits": ["It knows three answers."],
+    }
+    return config.Export.model_validate(plain | changes)
+
+
+def logits(bundle: Path) -> torch.Tensor:
+    loaded = checkpoint.load(bundle)
+    from qdengine.model.reference import ReferenceModel
+
+    weights = {name: tensor.float() for name, tensor in loaded.weights().items()}
+    ids = torch.tensor(loaded.tokenizer().encode(DOCUMENT).ids).long().unsqueeze(0)
+    with torch.no_grad():
+        return ReferenceModel.from_weights(loaded.config, weights)(ids)
+
+
+def test_the_bundle_is_the_student(made, tmp_path):
+    bundle = export(settings(made, tmp_path / "out"))
+    assert torch.equal(logits(bundle), logits(made["student"]))
+    assert export(settings(made, tmp_path / "out")) == bundle
+    with pytest.raises(ConfigError, match="has other settings"):
+        export(settings(made, tmp_path / "out", name="other"))
+    answers = []
+    for path in (bundle, made["student"]):
+        with Engine.from_pretrained(path, "cpu", "float32") as engine:
+            answers.append([one.token_ids for one in engine.summarize(ROWS)])
+    assert answers[0] == answers[1]
+
+
+def test_scores_and_card(made, tmp_path):
+    bundle = export(
+        settings(made, tmp_path / "out", evaluate=[made["folder"] / "rows.jsonl"], precision="int8", rows=2)
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["rows.jsonl"]
+    assert set(report) == {"bfloat16", "int8"}
+    assert all(one["rows"] == 2 and one["failed"] == 0 for one in report.values())
+    text = (bundle / "README.md").read_text(encoding="utf-8")
+    scored = f"| rows.jsonl (2) | int8 | {report['int8']['scores']['rouge1']['mean']:.2f} |"
+    for wanted in ("# tiny", "three rows, written for the tests", "It knows three answers.", "Apache 2.0", scored):
+        assert wanted in text, wanted
+    assert text.index("1. `qdengine train sft` of `base`") < text.index("2. `qdengine train sft` of `bundle`")
+    assert "2 steps of 1 packs, learning rate 0.01" in text and "validation loss" in text
+    stored = checkpoint._read(bundle / checkpoint.WEIGHTS)
+    assert stored["layers.1.qkv.weight"].dtype == torch.int8
+
+
+def test_history_is_the_chain_of_runs(made):
+    first, second = history(made["student"])
+    assert (first.command, second.command) == ("qdengine train sft", "qdengine train sft")
+    assert Path(second.settings["student"]["init"]) == made["folder"] / "first" / "bundle"
+    assert second.figures["step"] == 2 and second.figures["eval_loss"] > 0
+    assert history(made["base"]) == []
+
+
+def test_what_travels_is_what_was_scored(made, tmp_path):
+    bundle = export(settings(made, tmp_path / "out", base=str(made["base"]), evaluate=[made["folder"] / "rows.jsonl"]))
+    installed = delta.install(tmp_path / "out" / "delta.safetensors", made["base"], tmp_path / "installed")
+    assert torch.equal(logits(installed), logits(bundle))
+    assert (installed / "README.md").read_bytes() == (bundle / "README.md").read_bytes()
+    start, end, found = logits(made["base"]), logits(made["student"]), logits(bundle)
+    assert (found - end).norm() < 0.7 * (end - start).norm()
+
+
+def test_layers_need_their_base(made, tmp_path):
+    with pytest.raises(ConfigError, match="give the base that has them"):
+        export(settings(made, tmp_path / "out", layers=[0]))
+    with pytest.raises(ConfigError, match="give the base that has them"):
+        export(settings(made, tmp_path / "out", layers=[0, 7], base=str(made["base"])))
+    assert not (tmp_path / "out").exists()
