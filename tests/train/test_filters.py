@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qdengine.train import config
+from qdengine.train import config, label_config
 from qdengine.train.filters import REASONS, duplicates, query_share, reason
 from qdengine.train.rows import Row
 from qdengine.train.teachers import Answer
@@ -23,7 +23,7 @@ ZH = "雨水流进桶里。火车晚上出发，早上到达海边的车站。"
 
 
 def why(text: str, row: Row = ROW, whole: bool = True, **settings) -> str | None:
-    return reason(row, Answer(text, whole), config.Filters(**settings))
+    return reason(row, Answer(text, whole), label_config.Filters(**settings))
 
 
 CASES = {

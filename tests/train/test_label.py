@@ -18,7 +18,7 @@ import yaml
 from chat_server import FAULTS, ChatServer, first_sentence
 from commands import fails, fine, run, write_rows
 from qdengine import jsonl
-from qdengine.train import config, rows
+from qdengine.train import config, label_config, rows
 from qdengine.train.teachers import fill
 from tiny import TEXT, tiny_bundle, tiny_hf_folder
 
@@ -220,12 +220,12 @@ def test_a_run_that_was_killed_while_it_sorted(tmp_path):
     early = tmp_path / "early"
     early.mkdir()
     (early / ".run.yaml").write_text("output: ")  # killed while the settings were noted
-    config.claim(early, config.Filters())
+    config.claim(early, label_config.Filters())
     assert yaml.safe_load((early / "run.yaml").read_text())["words"] == 128
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     with pytest.raises(config.ConfigError, match="no run's folder"):
-        config.claim(tmp_path / "mine", config.Filters())
+        config.claim(tmp_path / "mine", label_config.Filters())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -357,5 +357,5 @@ def test_models_on_this_machine(tmp_path, kind):
 
 def test_the_default_instruction():
     row = rows.Row("1", "Why?", "Rain", "It rains.", "")
-    asked = fill(config.CONCISE, row)
+    asked = fill(label_config.CONCISE, row)
     assert asked.endswith("Title: Rain\nDocument:\nIt rains.\n\nQuery: Why?\nSummary:") and config.ABSENT in asked

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdengine import Engine
 from qdengine.errors import ConfigError, EmptyInputError, LimitError
-from qdengine.train import config
+from qdengine.train import label_config
 from qdengine.train.rows import Row
 from qdengine.train.teachers import Answer, TeacherError, fill, open_teacher
 from tiny import TEXT, tiny_bundle, tiny_hf_folder, with_config
@@ -27,7 +27,7 @@ def make_rows(count: int) -> list[Row]:
 
 def ask(teacher, rows, **changes):
     """The answers or errors of the rows, in order; each is told once."""
-    settings = config.Label(output="unused", requests=["unused"], teacher=teacher, **changes)
+    settings = label_config.Label(output="unused", requests=["unused"], teacher=teacher, **changes)
     told = []
     open_teacher(settings).ask(rows, lambda row, answer: told.append((row.id, answer)))
     assert Counter(identity for identity, _ in told) == Counter(row.id for row in rows)
@@ -68,7 +68,7 @@ class TestOpenAI:
         assert answers == [Answer(f"Sentence {i} is first.", True) for i in range(3)]
         assert server.keys == {"Bearer secret"}
         for row, body in zip(rows, sorted(server.bodies, key=lambda body: body["messages"][0]["content"]), strict=True):
-            content = fill(config.CONCISE, row)
+            content = fill(label_config.CONCISE, row)
             assert row.query in content and row.title in content and row.document in content
             assert body == {
                 "model": "big", "messages": [{"role": "user", "content": content}], "temperature": 0.5,
@@ -150,7 +150,7 @@ class TestOpenAI:
             raise OSError("disk full")
 
         with ChatServer() as server, pytest.raises(OSError, match="disk full"):
-            settings = config.Label(output="unused", requests=["unused"], teacher=self.teacher(server))
+            settings = label_config.Label(output="unused", requests=["unused"], teacher=self.teacher(server))
             open_teacher(settings).ask(make_rows(5), tell)
 
 
@@ -222,8 +222,8 @@ class TestTransformers:
         )
         chat = tiny_hf_folder(tmp_path / "chat")
         (chat / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-        teacher = config.TransformersTeacher(kind="transformers", folder=chat, template={"tone": "!"})
-        settings = config.Label(output="unused", requests=["unused"], teacher=teacher)
+        teacher = label_config.TransformersTeacher(kind="transformers", folder=chat, template={"tone": "!"})
+        settings = label_config.Label(output="unused", requests=["unused"], teacher=teacher)
         tokenizer = AutoTokenizer.from_pretrained(chat)
         encode = TransformersTeacher(teacher, settings)._encoder(tokenizer)
         ids = encode("rain <|im_end|> falls {{ tone }}")
@@ -273,7 +273,7 @@ class TestEngine:
             assert answer.text and all(line in row.document for line in answer.text.split("\n"))
 
     def test_the_prompt_names_all_that_is_asked(self, bundle):
-        settings = config.Label(output="unused", requests=["unused"], teacher=self.teacher(bundle))
+        settings = label_config.Label(output="unused", requests=["unused"], teacher=self.teacher(bundle))
         teacher = open_teacher(settings)
         row = make_rows(1)[0]
         assert all(text in teacher.prompt(row) for text in (row.query, row.title, row.document, "Summary:"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from typing import Any
 
 import click
 
@@ -19,49 +19,40 @@ def train() -> None:
         raise ConfigError(f"training needs the packages {', '.join(missing)}: pip install 'qdengine[train]'")
 
 
-def _stage(name: str, kind: str, help: str) -> None:
+def _stage(name: str, function: str, kind: str, help: str) -> None:
+    """A command that calls `function` with settings of this `kind`; both are names in modules of this package."""
+
     @train.command(name, help=help)
     @click.argument("settings", type=click.Path(exists=True, dir_okay=False))
     @click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
-    def command(settings: str, overrides: tuple[str, ...]) -> Any:
-        from . import config, stages
+    def command(settings: str, overrides: tuple[str, ...]) -> None:
+        from . import config
 
-        click.echo(getattr(stages, name)(config.load(getattr(config, kind), settings, overrides)))
-
-
-@train.command()
-@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
-def label(settings: str, overrides: tuple[str, ...]) -> None:
-    """Ask a teacher about rows, and keep its good answers as labels; prints their folder."""
-    from . import config
-    from .label import make_labels
-
-    click.echo(make_labels(config.load(config.Label, settings, overrides)))
+        click.echo(_named(function)(config.load(_named(kind), settings, overrides)))
 
 
-@train.command()
-@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
-def pairs(settings: str, overrides: tuple[str, ...]) -> None:
-    """Sample the student, and write pairs of its better and worse summaries."""
-    from . import config
-    from .pairs import make_pairs
-
-    click.echo(make_pairs(config.load(config.Pairs, settings, overrides)))
+def _named(name: str) -> type:
+    module, _, attribute = name.partition(".")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
 
-_stage("sft", "Sft", "Fine-tune a student on rows, by the run in SETTINGS (YAML); prints the bundle that it makes.")
-_stage("distill", "Distill", "Train a student on a teacher's labels and, with `teacher`, towards its distribution.")
-_stage("dpo", "Dpo", "Train a student on pairs of a better and a worse summary.")
-
-
-@train.command("export")
-@click.argument("settings", type=click.Path(exists=True, dir_okay=False))
-@click.argument("overrides", nargs=-1, metavar="[NAME=VALUE]...")
-def export(settings: str, overrides: tuple[str, ...]) -> None:
-    """Write a student's bundle with its scores and model card, and what was changed in its base as a small file."""
-    from . import config
-    from .export import export as run
-
-    click.echo(run(config.load(config.Export, settings, overrides)))
+_stage(
+    "label", "label.make_labels", "label_config.Label",
+    "Ask a teacher about rows, and keep its good answers as labels; prints their folder.",
+)  # fmt: skip
+_stage("sft", "stages.sft", "config.Sft", "Fine-tune a student on rows; prints the bundle that it makes.")
+_stage(
+    "pairs",
+    "pairs.make_pairs",
+    "config.Pairs",
+    "Sample a student, and write pairs of its better and worse summaries.",
+)
+_stage("dpo", "stages.dpo", "config.Dpo", "Train a student on pairs of a better and a worse summary.")
+_stage(
+    "distill", "stages.distill", "config.Distill",
+    "Train a student on a teacher's labels and, with `teacher`, towards its distribution.",
+)  # fmt: skip
+_stage(
+    "export", "export.export", "config.Export",
+    "Write a student's bundle with its scores and model card, and what was changed in its base as a small file.",
+)  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ..evaluate.report import copy_share
 from ..evaluate.rouge import tokenize
 from ..sentences import query_terms
-from . import config
+from . import config, label_config
 from .rows import Row
 from .teachers import Answer
 
@@ -46,7 +46,7 @@ def duplicates(rows: Iterable[Row]) -> set[str]:
     return found
 
 
-def reason(row: Row, answer: Answer, settings: config.Filters) -> str | None:
+def reason(row: Row, answer: Answer, settings: label_config.Filters) -> str | None:
     """Why the answer is no label, one of `REASONS` but "duplicate"; None for one that is."""
     if not answer.text:
         return "empty" if settings.empty else None

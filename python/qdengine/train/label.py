@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .. import jsonl
 from ..errors import ConfigError, QdengineError
 from ..jsonl import JsonlError
-from . import config, filters, rows
+from . import config, filters, label_config, rows
 from .rows import Row
 from .teachers import Answer, Teacher, TeacherError, open_teacher
 
@@ -47,7 +47,7 @@ _MAY_CHANGE: dict[str, Any] = {
 Answers = dict[str, dict[str, Any]]
 
 
-def make_labels(settings: config.Label) -> Path:
+def make_labels(settings: label_config.Label) -> Path:
     """Ask for what has no answer yet, and sort all answers. Returns the folder of the labels, which
     `rows.read` takes. Raises `TeacherError` where rows are left without an answer: the same call asks them again."""
     found = rows.read_requests(settings.requests, settings.rows)
@@ -139,7 +139,7 @@ def _entry(teacher: Teacher, row: Row, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _sort(settings: config.Label, found: list[Row], answers: Answers, duplicates: set[str]) -> None:
+def _sort(settings: label_config.Label, found: list[Row], answers: Answers, duplicates: set[str]) -> None:
     """Write the labels, the rejected answers and how many there are of each kind."""
     kept, rejected = [], []
     for row in found:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import ConfigError, LimitError, QdengineError
-from . import config
+from . import label_config
 from .rows import Row
 
 
@@ -43,7 +43,7 @@ class Teacher(Protocol):
         `QdengineError` where the teacher itself cannot go on."""
 
 
-def open_teacher(settings: config.Label) -> Teacher:
+def open_teacher(settings: label_config.Label) -> Teacher:
     """Raises a `QdengineError` where the settings name no such teacher."""
     teacher = settings.teacher
     if teacher.kind == "openai":
@@ -62,7 +62,7 @@ class OpenAITeacher:
     """A server with OpenAI's chat completions. Retries and their waits are the client's; the limit of requests holds
     for retries as well."""
 
-    def __init__(self, teacher: config.OpenAITeacher, settings: config.Label) -> None:
+    def __init__(self, teacher: label_config.OpenAITeacher, settings: label_config.Label) -> None:
         self.name = teacher.model
         self._teacher, self._settings = teacher, settings
         self._key = "none" if teacher.api_key is None else os.environ.get(teacher.api_key, "")
@@ -171,7 +171,7 @@ _MARK = "\ue000"
 class TransformersTeacher:
     """A causal language model in a local folder, by transformers: no network, no code from the folder, no pickle."""
 
-    def __init__(self, teacher: config.TransformersTeacher, settings: config.Label) -> None:
+    def __init__(self, teacher: label_config.TransformersTeacher, settings: label_config.Label) -> None:
         self.name = teacher.folder.resolve().name
         self._teacher, self._settings = teacher, settings
 
@@ -275,7 +275,7 @@ _BATCH = 256
 class EngineTeacher:
     """A student in qdengine's own engine."""
 
-    def __init__(self, teacher: config.EngineTeacher, settings: config.Label) -> None:
+    def __init__(self, teacher: label_config.EngineTeacher, settings: label_config.Label) -> None:
         from .. import checkpoint, student
 
         self._checkpoint = checkpoint.load(student.resolve(teacher.student))
