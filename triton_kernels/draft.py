@@ -1,4 +1,4 @@
-"""ngram_propose and verify_draft on the device. The contract is ops/reference.py, the worth that of csrc's ngram.h:
+"""ngram_propose and verify_draft on the device. The contract is ops/reference, the worth that of csrc's ngram.h:
 
     worth = match length << 49 | sentence start << 48 | overlap << 32 | place
 
@@ -19,7 +19,7 @@ from .common import OPTIONS
 
 BLOCK = 1024
 VERIFY_BLOCK = 128
-MAX_MATCH = tl.constexpr(32)  # as MAX_MATCH of ops/reference.py
+MAX_MATCH = tl.constexpr(32)  # as MAX_MATCH of ops/reference
 MAX_OVERLAP = tl.constexpr(0xFFFF)
 
 

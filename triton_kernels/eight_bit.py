@@ -1,7 +1,7 @@
 """Numbers of 8 bits: int8, and e4m3 (arXiv 2209.05433) as its bytes, uint8. With integers and float16 alone: so float8
 needs no GPU that has it, and interpreted results are those of a GPU.
 
-The contract is `quantize` of ops/reference.py: number = round(x * (largest / max |x|)), to nearest, ties to even.
+The contract is `quantize` of ops/reference: number = round(x * (largest / max |x|)), to nearest, ties to even.
 """
 
 from __future__ import annotations

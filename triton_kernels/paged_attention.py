@@ -28,7 +28,7 @@ from .common import OPTIONS, factor, narrow
 from .eight_bit import numbers, widen
 
 SEQUENCES = tl.constexpr(128)
-SPLIT_KEYS = tl.constexpr(256)  # as SPLIT_KEYS of ops/reference.py
+SPLIT_KEYS = tl.constexpr(256)  # as SPLIT_KEYS of ops/reference
 LOG2_E = 1.4426950408889634
 # (bytes of a number, padded D): rows of queries, keys, warps, pipeline stages. Compiled for sm_80 to sm_90, these spill
 # next to no registers and fit the 99 KiB of shared memory that sm_89 gives a program.

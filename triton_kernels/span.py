@@ -1,4 +1,4 @@
-"""allowed_argmax on the device. The contract is ops/reference.py, the logic that of csrc's span.h.
+"""allowed_argmax on the device. The contract is ops/reference, the logic that of csrc's span.h.
 
 Bound by latency: of a document's places few are sentence starts, and of the logits those are read that go on with one.
 Plan: a program a row, which looks at BLOCK places at a time and compares further only while one of them still matches;

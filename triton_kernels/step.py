@@ -1,4 +1,4 @@
-"""pack_step, commit_step and admit_rows on the device. The contract is ops/reference.py, the sums are those of csrc's
+"""pack_step, commit_step and admit_rows on the device. The contract is ops/reference, the sums are those of csrc's
 step.h.
 
 Pack: a program a sequence, and one more for the padding. Every program sums the shares of the sequences before its own

@@ -29,7 +29,7 @@ QDENGINE_HD int32_t tiles(int32_t new_tokens, int32_t group, int32_t tile_rows) 
   return new_tokens <= 0 ? 0 : (new_tokens * group + tile_rows - 1) / tile_rows;
 }
 
-// A split is kSplitKeys keys from a multiple of that on; as SPLIT_KEYS of ops/reference.py. The result of a row is by
+// A split is kSplitKeys keys from a multiple of that on; as SPLIT_KEYS of ops/reference. The result of a row is by
 // definition the left fold of its splits, each computed from nothing: whether one block takes all of them or every split has
 // its own, the bits are the same.
 constexpr int32_t kSplitKeys = 256;
@@ -72,7 +72,7 @@ QDENGINE_HD Shares fold(Partial& whole, Partial part, Exp exp) {
   return shares;
 }
 
-// The workspace of a step whose splits run by themselves, as attention_workspace of ops/reference.py: for every split and row
+// The workspace of a step whose splits run by themselves, as attention_workspace of ops/reference: for every split and row
 // (token, head) the values' sum, [splits, T H, D], and behind all of them top and total, [splits, T H, 2].
 struct Workspace {
   int64_t splits, rows, head_width;

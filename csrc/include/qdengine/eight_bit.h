@@ -1,7 +1,7 @@
 // Numbers of 8 bits, with a float32 scale for a row of them: x ~ number * scale, scale = max |x| / largest number.
 //
 // int8 uses -127 to 127; float8 is e4m3fn (arXiv 2209.05433): no infinity, largest number 448. A row of zeros has scale 0. The
-// contract is `quantize` of ops/reference.py: number = round(x * (largest / max |x|)), to nearest, ties to even.
+// contract is `quantize` of ops/reference: number = round(x * (largest / max |x|)), to nearest, ties to even.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // What a kernel gets: raw pointers and sizes, already checked by csrc/ops. Strides are in elements. The letters are those of
-// python/qdengine/ops/reference.py, which is the contract of every op.
+// python/qdengine/ops/reference, which is the contract of every op.
 #pragma once
 
 #include "qdengine/tensor.h"

@@ -1,4 +1,4 @@
-// The logic of ngram_propose and verify_draft, shared by host and device. The contract is ops/reference.py.
+// The logic of ngram_propose and verify_draft, shared by host and device. The contract is ops/reference.
 //
 // A candidate's worth is packed in one integer, so that "longest, then sentence start, then overlap, then latest" is a plain
 // maximum: threads of a block can each scan a part of the places and reduce.
@@ -10,7 +10,7 @@
 
 namespace qdengine::ngram {
 
-constexpr int kMaxMatch = 32;         // as MAX_MATCH of ops/reference.py
+constexpr int kMaxMatch = 32;         // as MAX_MATCH of ops/reference
 constexpr int kMaxOverlap = 0xFFFF;   // overlaps above it count as it
 constexpr int64_t kNone = -1;
 

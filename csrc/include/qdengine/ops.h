@@ -1,4 +1,4 @@
-// The C++ contract: same names, order and meaning as python/qdengine/ops/reference.py. Each validates and runs one kernel.
+// The C++ contract: same names, order and meaning as python/qdengine/ops/reference. Each validates and runs one kernel.
 #pragma once
 
 #include "qdengine/tensor.h"

@@ -1,5 +1,5 @@
 // The logic of allowed_argmax, shared by host and device: which token a place of the document goes on with, and where a sentence
-// may end. The contract, and its words, are those of ops/reference.py. Almost every comparison ends at the first token.
+// may end. The contract, and its words, are those of ops/reference. Almost every comparison ends at the first token.
 #pragma once
 
 #include <cstdint>

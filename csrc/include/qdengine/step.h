@@ -1,5 +1,5 @@
 // What each sequence puts into a step and takes from it, shared by host and device. The contracts are pack_step, commit_step and
-// admit_rows of ops/reference.py.
+// admit_rows of ops/reference.
 #pragma once
 
 #include <cstdint>
