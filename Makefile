@@ -19,7 +19,7 @@ $(VENV)/installed.stamp: $(VENV)/torch.stamp $(SOURCES)
 	touch $@
 
 demo: $(VENV)/installed.stamp
-	$(BIN)/qdengine student install smollm2-135m
+	$(BIN)/qdengine student install qd-135m
 	$(BIN)/python examples/demo.py
 
 test: check

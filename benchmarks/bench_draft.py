@@ -29,6 +29,7 @@ import click
 import numpy as np
 import torch
 from qdengine import checkpoint, jsonl, ops, student
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.errors import RequestError
 from qdengine.prompt import Prompt, encode
 from qdengine.request import Request
@@ -162,7 +163,7 @@ def replay(rows: list[Replay], propose: Propose, lookahead: int) -> dict[str, fl
 @click.option("--rows", type=click.IntRange(1), help="Only the first rows.")
 @click.option("--lookahead", type=click.IntRange(1), multiple=True, default=(10, 32, 64), show_default=True)
 @click.option("--policy", type=click.Choice(POLICIES), multiple=True, default=POLICIES, show_default=True)
-@click.option("--model", default="smollm2-135m", show_default=True, help="Whose tokenizer and prompt format.")
+@click.option("--model", default=DEFAULT_STUDENT, show_default=True, help="Whose tokenizer and prompt format.")
 @click.option("--backend", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 def main(
     data: str, rows: int | None, lookahead: tuple[int, ...], policy: tuple[str, ...], model: str, backend: str

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from qdengine import Engine, EngineConfig
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.errors import StudentError
 from qdengine.model.decoder import Decoder, StepInputs
 
@@ -50,7 +51,7 @@ def engine():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Engine.from_pretrained("smollm2-135m", "cpu", "bfloat16", config) as engine:
+        with Engine.from_pretrained(DEFAULT_STUDENT, "cpu", "bfloat16", config) as engine:
             runner = engine._runner
             runner.decoder = NullDecoder(runner.decoder, engine.checkpoint.stop_ids[0])
             runner._ops = runner.decoder.ops

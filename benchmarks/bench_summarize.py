@@ -1,7 +1,7 @@
 """The whole engine with the default student on the pages of examples/.
 
 Batch 1 and batch 8, cold and warm documents, with and without lookahead. Skipped where the student is not installed
-(qdengine student install smollm2-135m).
+(qdengine student install qd-135m).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from qdengine import Engine, EngineConfig
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.errors import StudentError
 
 PAGES = sorted((Path(__file__).parent.parent / "examples" / "pages").glob("*.txt"))
@@ -21,7 +22,7 @@ QUERIES = ("What should I know about this?", "When is the best time?", "How much
 def engine(request):
     try:
         with Engine.from_pretrained(
-            "smollm2-135m", precision=request.param, config=EngineConfig(max_new_tokens=48)
+            DEFAULT_STUDENT, precision=request.param, config=EngineConfig(max_new_tokens=48)
         ) as engine:
             yield engine
     except StudentError as error:

@@ -27,6 +27,7 @@ from common import facts, write
 from peers import ALL, PEERS, Peer, Rows, ours, theirs
 from qdengine import Engine, student
 from qdengine.cli import make_engine
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.evaluate.rouge import rouge
 from qdengine.export import export
 from qdengine.summarize_file import valid_rows
@@ -111,7 +112,7 @@ def compare(
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--model", default=DEFAULT_STUDENT, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--peer", "names", type=click.Choice(ALL), multiple=True, help="Of transformers. [default: by device]")
 @click.option("--rows", default=128, show_default=True)

@@ -16,6 +16,7 @@ import click
 import torch
 from common import facts, write
 from qdengine import Engine, EngineConfig
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.summarize_file import valid_rows
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def measure(engine: Engine, texts: list[str], query: str) -> dict[str, float]:
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--model", default=DEFAULT_STUDENT, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--tokens", "lengths", type=click.IntRange(1), multiple=True, default=LENGTHS, show_default=True)
 @click.option("--precision", "precisions", multiple=True, default=["bfloat16", "float32"], show_default=True)

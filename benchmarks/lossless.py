@@ -19,6 +19,7 @@ import torch
 from common import facts, write
 from qdengine import Engine, EngineConfig
 from qdengine.checkpoint import Checkpoint
+from qdengine.config import DEFAULT_STUDENT
 from qdengine.model.reference import ReferenceModel
 from qdengine.prompt import Prompt, encode
 from qdengine.request import Request
@@ -61,7 +62,7 @@ def margins(
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False))
-@click.option("--model", default="smollm2-135m", show_default=True)
+@click.option("--model", default=DEFAULT_STUDENT, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rows", default=500, show_default=True)
 @click.option("--precision", default="bfloat16", show_default=True)

@@ -20,8 +20,8 @@ QUERIES = {
 
 def main() -> None:
     begin = time.perf_counter()
-    with qdengine.Engine.from_pretrained("smollm2-135m") as engine:
-        print(f"smollm2-135m on {engine.device}, {engine.precision}, ready in {time.perf_counter() - begin:.1f} s\n")
+    with qdengine.Engine.from_pretrained("qd-135m") as engine:
+        print(f"qd-135m on {engine.device}, {engine.precision}, ready in {time.perf_counter() - begin:.1f} s\n")
         for name, queries in QUERIES.items():
             title, _, document = (PAGES / f"{name}.txt").read_text(encoding="utf-8").partition("\n\n")
             for query in queries:

@@ -108,7 +108,7 @@ def test_usage_errors(document, arguments, message):
 def test_models_and_devices_that_do_not_exist(bundle, document, tmp_path, monkeypatch):
     monkeypatch.setenv("QDENGINE_CACHE", str(tmp_path))
     arguments = ("summarize", document, "--query", "q")
-    fails("run: qdengine student install smollm2-135m", *arguments)
+    fails("run: qdengine student install qd-135m", *arguments)
     fails("neither a folder nor a student", *arguments, "--model", "x")
     fails("has neither qdengine.json", *arguments, "--model", tmp_path)
     fails("device 'tpu'", *arguments, "--model", bundle, "--device", "tpu")
@@ -314,17 +314,19 @@ def test_convert(tmp_path):
 def test_students(bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("QDENGINE_CACHE", str(tmp_path))
     name = "smollm2-135m"
-    assert fine("student", "list").startswith(f"{name}  not installed  SmolLM2")
+    listed = fine("student", "list").splitlines()
+    assert listed[0].startswith("qd-135m  not installed  tuned to answer queries")
+    assert listed[1].startswith(f"{name}  not installed  SmolLM2")
     fails(f"run: qdengine student install {name}", "student", "path", name)
     assert fine("student", "remove", name) == "was not installed\n"
     for command in ("install", "path", "remove"):
-        fails(f"unknown student 'x'; there are: {name}", "student", command, "x")
+        fails(f"unknown student 'x'; there are: qd-135m, {name}", "student", command, "x")
         fails("Missing argument 'NAME'", "student", command, code=2)
     (tmp_path / "students").mkdir()
     installed = bundle.rename(tmp_path / "students" / name)
     try:
         assert fine("student", "install", name) == fine("student", "path", name) == f"{installed}\n"
-        assert fine("student", "list").startswith(f"{name}  {installed}  ")
+        assert fine("student", "list").splitlines()[1].startswith(f"{name}  {installed}  ")
     finally:
         installed.rename(bundle)
     (tmp_path / "students" / name).mkdir()

@@ -1,6 +1,6 @@
 """The default student on real pages: transformers' tokens, and lossless lookahead.
 
-Skipped where student or data are not there: `qdengine student install smollm2-135m`, and QDENGINE_DATA or
+Skipped where student or data are not there: `qdengine student install qd-135m`, and QDENGINE_DATA or
 ../shared/data for the rows.
 """
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.student, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def bundle():
     try:
-        return student.path("smollm2-135m")
+        return student.path("qd-135m")
     except StudentError as error:
         pytest.skip(str(error))
 

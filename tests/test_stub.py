@@ -39,9 +39,7 @@ def parsed(path: str | Path) -> dict[str, ast.FunctionDef]:
 
 STUB_FILE = Path(_native.__file__).with_name("_native.pyi")
 STUB = parsed(STUB_FILE)
-REFERENCE = {
-    name: node for path in Path(reference.__file__).parent.glob("*.py") for name, node in parsed(path).items()
-}
+REFERENCE = {name: node for path in Path(reference.__file__).parent.glob("*.py") for name, node in parsed(path).items()}
 
 
 def documented(function) -> ast.FunctionDef:

@@ -1,7 +1,7 @@
 """Query-driven summaries in the document's own words, at search-engine speed.
 
 import qdengine
-with qdengine.Engine.from_pretrained("smollm2-135m") as engine:
+with qdengine.Engine.from_pretrained("qd-135m") as engine:
     engine.summarize([{"query": "...", "document": "..."}])
 """
 

