@@ -64,7 +64,7 @@ def test_the_source_distribution_has_what_building_takes(sources):
         str(path.relative_to(ROOT))
         for folder in ("csrc", "python", "triton_kernels")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py", ".pyi", ".typed")
+        if path.is_file() and path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py", ".pyi", ".typed", ".safetensors")
     }
     assert {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", *tracked} <= sources
     unwanted = re.compile(r"(^|/)(\.venv|\.git|build|dist|__pycache__|\.\w+_cache|\.hypothesis)/|\.(so|pyc)$")
@@ -80,8 +80,11 @@ def test_the_wheel_has_what_running_takes_and_no_more(wheel, sources):
     expected |= {f"qdengine/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in EXTENSIONS}
     assert names == expected
     assert {"qdengine/_native.pyi", "qdengine/py.typed", "qdengine/triton_kernels/__init__.py"} < names
-    assert {Path(name).suffix for name in names if name.startswith("qdengine/")} == {".py", ".pyi", ".typed", ".so"}
-    assert wheel.stat().st_size < 5 << 20
+    suffixes = {Path(name).suffix for name in names if name.startswith("qdengine/")}
+    assert suffixes == {".py", ".pyi", ".typed", ".so", ".safetensors"}
+    students = sum(path.stat().st_size for path in (ROOT / "python" / "qdengine" / "students").iterdir())
+    assert students <= 24_000_000
+    assert wheel.stat().st_size < students + (5 << 20)
 
 
 def test_metadata(wheel):
@@ -91,8 +94,14 @@ def test_metadata(wheel):
     needs = metadata.get_all("Requires-Dist")
     always = {re.split(r"[<>=]", need)[0] for need in needs if "extra ==" not in need}
     assert always == {"torch", "numpy", "tokenizers", "safetensors", "click", "tqdm"}
-    assert set(metadata.get_all("Provides-Extra")) == {"convert", "eval", "triton", "test"}
-    for extra, package in (("convert", "gguf"), ("eval", "rouge-score"), ("triton", "triton"), ("test", "pytest")):
+    assert set(metadata.get_all("Provides-Extra")) == {"convert", "eval", "train", "triton", "test"}
+    for extra, package in (
+        ("convert", "gguf"),
+        ("eval", "rouge-score"),
+        ("train", "peft"),
+        ("triton", "triton"),
+        ("test", "pytest"),
+    ):
         assert any(need.startswith(package) and f'extra == "{extra}"' in need for need in needs), extra
     assert metadata["Requires-Python"] == ">=3.11" and metadata["License-Expression"] == "Apache-2.0"
     assert entry_points.split() == ["[console_scripts]", "qdengine", "=", "qdengine.cli:main"]

