@@ -38,7 +38,9 @@ def tokenizer(plain):
 
 def document(name: str, size: int) -> Document:
     ids = np.zeros(size, np.int32)
-    return Document(DocumentKey("", name, 0), Encoding(ids, np.zeros((size, 2), np.int32)))
+    made = Document(DocumentKey("", name, 0))
+    made.encoding = Encoding(ids, np.zeros((size, 2), np.int32))
+    return made
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefg"), st.integers(0, 20)), max_size=40), st.integers(0, 800))

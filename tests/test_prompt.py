@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdengine.errors import ConfigError, LimitError
-from qdengine.prompt import DOCUMENT_FIRST, QUERY_FIRST, Prompt, PromptFormat, encode
+from qdengine.prompt import DOCUMENT_FIRST, QUERY_FIRST, SENTENCE_CHARACTERS, SENTENCES, Prompt, PromptFormat, encode
 from qdengine.request import Request
 from qdengine.tokenizer import Tokenizer
 from tiny import TEXT, tokenizer_json
@@ -134,6 +134,36 @@ def test_ranks_lead_to_the_answer(tokenizer):
     assert (prompt.offsets[starts] >= 0).all()  # none in the title
 
 
+def test_sentences_that_may_answer_stand_behind_the_query(tokenizer):
+    document = "Bread is good. Rain falls on the roof. Trains leave at night. We like it."
+    prompt = one(tokenizer, Request("When do trains leave?", document, "T"), format=SENTENCES)
+    behind = tokenizer.decode(prompt.ids[prompt.shareable :].tolist())
+    assert behind.startswith("\n\nQuery: When do trains leave?\nSentences:\n Trains leave at night.\n Bread is good.\n")
+    assert behind.endswith(".\nSummary:") and behind.count("\n") == 7
+    plain = one(tokenizer, Request("When do trains leave?", document, "T"))
+    assert document_ids(prompt) == document_ids(plain)
+    assert np.array_equal(prompt.ranks[: prompt.document_end], plain.ranks[: plain.document_end])
+
+
+@given(ANY_TEXT.filter(str.strip), ANY_TEXT.filter(str.strip), st.integers(1, 4), st.integers(200, 2000))
+@settings(deadline=None, max_examples=50)
+def test_sentences_are_pieces_of_any_document(tokenizer, query, document, count, most):
+    format = PromptFormat(("{document}", "\n{query}\0{sentences}"), sentences=count)
+    made = encode(tokenizer, format, [Request(query, document)], most)[0]
+    if isinstance(made, Prompt):
+        assert len(made.ids) <= most
+        behind = tokenizer.decode(made.ids[made.shareable :].tolist()).rpartition("\0")[2]
+        if "\0" not in document and "\n" not in document:
+            lines = [line.strip() for line in behind.split("\n ")]
+            assert len(lines) <= count and all(line in document for line in lines)
+
+
+def test_a_text_without_stops_leaves_room(tokenizer):
+    prompt = one(tokenizer, Request("fox", "the fox jumps " * 900), 2000, SENTENCES)
+    assert prompt.truncated
+    assert len(prompt.ids) - prompt.shareable < SENTENCE_CHARACTERS + 40
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -148,6 +178,10 @@ def test_ranks_lead_to_the_answer(tokenizer):
         {"parts": ["{document}", "{query}"], "bos_id": "0"},
         {"parts": ["{document}", "{query}"], "output_prefix": None},
         {"parts": ["{document}", "{query}"], "suffix": ""},
+        {"parts": ["{document}", "{query} {sentences}"]},
+        {"parts": ["{document}", "{query}"], "sentences": 2},
+        {"parts": ["{sentences}{document}", "{query}"], "sentences": 2},
+        {"parts": ["{document}", "{query} {sentences}"], "sentences": True},
     ],
 )
 def test_a_bad_format_is_refused(data):
@@ -155,6 +189,8 @@ def test_a_bad_format_is_refused(data):
         PromptFormat.from_dict(data)
 
 
-@pytest.mark.parametrize("format", [DOCUMENT_FIRST, QUERY_FIRST, PromptFormat(("{document}", "{query}"), 3, "")])
+@pytest.mark.parametrize(
+    "format", [DOCUMENT_FIRST, QUERY_FIRST, SENTENCES, PromptFormat(("{document}", "{query}"), 3, "")]
+)
 def test_formats_survive_storage(format):
     assert PromptFormat.from_dict(format.to_dict()) == format

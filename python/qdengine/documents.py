@@ -23,19 +23,27 @@ class DocumentKey(NamedTuple):
 
 @dataclass(slots=True)
 class Document:
-    """The part's tokens; its offsets count from the start of the part."""
+    """The part's tokens, once it is encoded; its offsets count from the start of the part."""
 
     key: DocumentKey
-    encoding: Encoding
+    encoding: Encoding = field(init=False)
     _sentences: tuple[int, Sentences] | None = field(default=None, init=False)  # of the text up to a character
 
     def ranks(self, query: str, kept: int) -> np.ndarray:
         """int32 [kept]: `Sentences.ranks` of the first `kept` tokens; the title's are 0."""
-        head, offsets = self.key.head, self.encoding.offsets[:kept]
-        end, made = int(offsets[-1, 1]), self._sentences
+        offsets = self.encoding.offsets[:kept]
+        return self._sentences_up_to(int(offsets[-1, 1])).ranks(query, offsets, self.key.head)
+
+    def best(self, query: str, count: int) -> list[str]:
+        """The sentences that likeliest begin the answer to `query`, at most `count`, the likeliest first."""
+        text = self.key.text[self.key.head :]
+        return [text[a:b].strip() for a, b in self._sentences_up_to(len(self.key.text)).best(query, count)]
+
+    def _sentences_up_to(self, end: int) -> Sentences:
+        made = self._sentences
         if made is None or made[0] != end:
-            made = self._sentences = end, Sentences(self.key.text[head:end])
-        return made[1].ranks(query, offsets, head)
+            made = self._sentences = end, Sentences(self.key.text[self.key.head : end])
+        return made[1]
 
     @property
     def nbytes(self) -> int:

@@ -20,23 +20,27 @@ from .errors import ConfigError, LimitError, RequestError
 from .request import Request
 from .tokenizer import Tokenizer
 
-_PLACE = re.compile(r"\{(title|document|query)\}")
+_PLACE = re.compile(r"\{(title|document|query|sentences)\}")
 # Text beyond this many characters for every token of the limit is not tokenised: ordinary text has about 4.
 _CHARACTERS_PER_TOKEN = 16
+SENTENCE_CHARACTERS = 400
+"""Of a sentence in {sentences} at most: a text without stops is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """parts: templates with {title}, {document} and {query}. One part ends with the document, another one holds the
-    query.
+    """parts: templates with {title}, {document}, {query} and {sentences}. One part ends with the document, another one
+    holds the query.
 
     bos_id: a token before everything, or None. output_prefix: what a summary's text starts with, so that the first
-        word's token is the one it has inside a document.
+        word's token is the one it has inside a document. sentences: how many of the document's {sentences} holds: those
+        that likeliest begin the answer (`Sentences.scores`), the likeliest first, a line each behind `output_prefix`.
     """
 
     parts: tuple[str, ...]
     bos_id: int | None = None
     output_prefix: str = " "
+    sentences: int = 0
 
     def __post_init__(self) -> None:
         if not self.parts or not all(isinstance(part, str) for part in self.parts):
@@ -45,16 +49,19 @@ class PromptFormat:
             raise ConfigError(f"prompt format: bos_id must be a token id or null, not {self.bos_id!r}")
         if not isinstance(self.output_prefix, str):
             raise ConfigError(f"prompt format: output_prefix must be a text, not {self.output_prefix!r}")
-        held = {
-            name: [i for i, part in enumerate(self.parts) if f"{{{name}}}" in part] for name in ("document", "query")
-        }
-        for name, found in held.items():
-            if len(found) != 1 or self.parts[found[0]].count(f"{{{name}}}") != 1:
-                raise ConfigError(f"prompt format: {{{name}}} must stand once, in one of the parts {self.parts!r}")
-        if held["document"] == held["query"]:
-            raise ConfigError("prompt format: {document} and {query} must stand in different parts")
+        if isinstance(self.sentences, bool) or not isinstance(self.sentences, int) or self.sentences < 0:
+            raise ConfigError(f"prompt format: sentences must be an int from 0 on, not {self.sentences!r}")
+        for name in ("document", "query", "sentences"):
+            times = int(name != "sentences" or self.sentences > 0)
+            if sum(part.count(f"{{{name}}}") for part in self.parts) != times:
+                told = "must stand once, in one of" if times else "with sentences = 0 must not stand in"
+                raise ConfigError(f"prompt format: {{{name}}} {told} the parts {self.parts!r}")
+        with_document = next(part for part in self.parts if "{document}" in part)
+        for name in ("query", "sentences"):
+            if f"{{{name}}}" in with_document:
+                raise ConfigError(f"prompt format: {{document}} and {{{name}}} must stand in different parts")
         # So that a document can be cut, and that every token from the first of its own on is a piece of it.
-        if not self.parts[held["document"][0]].endswith("{document}"):
+        if not with_document.endswith("{document}"):
             raise ConfigError("prompt format: what follows {document} must be a part of its own")
 
     @property
@@ -75,6 +82,9 @@ class PromptFormat:
 
 
 DOCUMENT_FIRST = PromptFormat(("{title}\n{document}", "\n\nQuery: {query}\nSummary:"))
+SENTENCES = PromptFormat(("{title}\n{document}", "\n\nQuery: {query}\nSentences:\n{sentences}\nSummary:"), sentences=3)
+"""The document first, and behind the query the sentences that may answer it: the student reads these again, knowing
+the query, while the document's keys and values still serve every query."""
 QUERY_FIRST = PromptFormat(("Query: {query}\n", "{title}\n{document}", "\n\nSummary:"))
 
 
@@ -123,14 +133,16 @@ def encode(
     keys = dict.fromkeys(one.document for one in rendered)
     documents = {key: found for key in keys if cache and (found := cache.get(key))}
     unknown = [key for key in keys if key not in documents]
-    encodings = iter(tokenizer.encode_batch([*(k.text for k in unknown), *(t for one in rendered for t in one.others)]))
+    documents |= {key: Document(key) for key in unknown}
+    texts = [text for one in rendered for text in _others(prompt, one, documents[one.document])]
+    encodings = iter(tokenizer.encode_batch([*(key.text for key in unknown), *texts]))
     for key in unknown:
-        documents[key] = document = Document(key, next(encodings))
+        documents[key].encoding = next(encodings)
         if cache:
-            cache.put(document)
+            cache.put(documents[key])
     result: list[Prompt | RequestError] = []
     for request, one, most in zip(requests, rendered, limits, strict=True):
-        others = [next(encodings).ids for _ in one.others]
+        others = [next(encodings).ids for _ in prompt.parts[1:]]
         try:
             result.append(_assemble(prompt, request, one, documents[one.document], others, most))
         except RequestError as error:
@@ -151,28 +163,38 @@ def _document_part(parts: tuple[str, ...]) -> int:
 
 @dataclass(slots=True)
 class _Rendered:
-    """document: the part that holds it. others: texts of the other parts. overlong: fields of which only the beginning
-    is in."""
+    """document: the part that holds it. fields: the texts that are inserted. overlong: those of which only the
+    beginning is."""
 
     document: DocumentKey
-    others: list[str]
+    fields: dict[str, str]
     overlong: set[str]
 
 
+def _fill(template: str, fields: dict[str, str]) -> str:
+    """User text is inserted once and never read as a template."""
+    return "".join(fields[piece] if place else piece for piece, place in _pieces(template))
+
+
 def _render(prompt: PromptFormat, request: Request, max_tokens: int) -> _Rendered:
-    """The text of every part. User text is inserted once and never read as a template."""
     most = max(1, max_tokens) * _CHARACTERS_PER_TOKEN
     fields = {name: getattr(request, name).strip() for name in ("title", "document", "query")}
     overlong = {name for name, text in fields.items() if len(text) > most}
     # Bounded work for any input: what is cut off here would not fit, or nearly so.
     fields = {name: text[:most] for name, text in fields.items()}
+    document = _fill(prompt.parts[prompt.document_part], fields)
+    key = DocumentKey(request.namespace, document, len(document) - len(fields["document"]))
+    return _Rendered(key, fields, overlong)
 
-    def fill(template: str) -> str:
-        return "".join(fields[piece] if place else piece for piece, place in _pieces(template))
 
-    texts = [fill(part) for part in prompt.parts]
-    document = texts.pop(prompt.document_part)
-    return _Rendered(DocumentKey(request.namespace, document, len(document) - len(fields["document"])), texts, overlong)
+def _others(prompt: PromptFormat, rendered: _Rendered, document: Document) -> list[str]:
+    """The texts of the parts without the document."""
+    fields, which = rendered.fields, prompt.document_part
+    if prompt.sentences:
+        best = document.best(fields["query"], prompt.sentences)
+        lines = (prompt.output_prefix + text[:SENTENCE_CHARACTERS] for text in best)
+        fields = fields | {"sentences": "\n".join(lines)}
+    return [_fill(part, fields) for i, part in enumerate(prompt.parts) if i != which]
 
 
 def _assemble(

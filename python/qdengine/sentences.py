@@ -31,13 +31,13 @@ def query_terms(query: str) -> set[str]:
 class Sentences:
     """What is known of a text's n sentences before any query."""
 
-    __slots__ = ("_found",)
+    __slots__ = ("_found", "_size")
 
     def __init__(self, text: str) -> None:
         lowered = text.lower()
         if len(lowered) != len(text):  # a few capitals have two small letters
             lowered = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-        self._found = _host.Sentences(text, lowered)
+        self._found, self._size = _host.Sentences(text, lowered), len(text)
 
     def scores(self, query: str) -> np.ndarray:
         """int32 [n], 0 or more: how likely the answer to `query` begins there, in eighths of a nat.
@@ -50,6 +50,13 @@ class Sentences:
         """
         # In one order, for sums of floats; `ngram_propose` packs a score in 16 bits.
         return self._found.scores(sorted(query_terms(query)), _STEM)
+
+    def best(self, query: str, count: int) -> list[tuple[int, int]]:
+        """Characters (begin, end) of the `count` sentences with the highest scores, the highest first; of equals the
+        first in the text."""
+        ends = [*self._found.starts[1:], self._size]
+        order = np.argsort(-self.scores(query), kind="stable")[:count]
+        return [(self._found.starts[i], ends[i]) for i in order]
 
     def ranks(self, query: str, offsets: np.ndarray, head: int = 0) -> np.ndarray:
         """int32 [T] for tokens whose `offsets` [T, 2] count from `head` characters before the text: 2 * (score of the

@@ -81,7 +81,7 @@ def test_settings_come_back_as_they_were_noted(tmp_path, whole):
         ("student.layers=[0, 0]", "student: .*layers must ascend"),
         ("student.layers=[-1]", "student.layers.0: "),
         ("student.layers=[]", "student.layers: "),
-        ("student.prompt=query", "student.prompt: .*'document_first' or 'query_first'"),
+        ("student.prompt=query", "student.prompt: .*'document_first', 'query_first' or 'sentences'"),
         ("student.frozen=embed", "student.frozen: .*list"),
         ("student.scratch={layers: 1, width: 9, heads: 2}", r"student.scratch: .*width \(9\) must be a multiple of"),
         ("student.scratch={layers: 1, width: 8}", "student.scratch.heads: Field required$"),

@@ -91,7 +91,7 @@ class Student(Section):
     init: str
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     scratch: Shape | None = None
-    prompt: Literal["document_first", "query_first"] | None = None
+    prompt: Literal["document_first", "query_first", "sentences"] | None = None
     frozen: list[str] = []
 
     @model_validator(mode="after")

@@ -15,10 +15,10 @@ from ..checkpoint import Checkpoint
 from ..config import LINEAR, ModelConfig
 from ..errors import ConfigError
 from ..model.reference import ReferenceModel, Tree
-from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, PromptFormat
+from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, SENTENCES, PromptFormat
 from . import config
 
-_FORMATS = {"document_first": DOCUMENT_FIRST, "query_first": QUERY_FIRST}
+_FORMATS = {"document_first": DOCUMENT_FIRST, "query_first": QUERY_FIRST, "sentences": SENTENCES}
 
 
 class PackModel(nn.Module):
@@ -40,7 +40,7 @@ def open_student(
     source = checkpoint.load(student.resolve(settings.init))
     shape, prompt = source.config, source.prompt
     if settings.prompt is not None:
-        prompt = replace(prompt, parts=_FORMATS[settings.prompt].parts)
+        prompt = replace(prompt, parts=_FORMATS[settings.prompt].parts, sentences=_FORMATS[settings.prompt].sentences)
     if settings.layers is not None:
         if settings.layers[-1] >= shape.layers:
             raise ConfigError(f"student.layers: {settings.layers[-1]}, and {source.name} has {shape.layers} layers")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import RequestError
-from ..prompt import Prompt, PromptFormat, encode
+from ..prompt import SENTENCE_CHARACTERS, Prompt, PromptFormat, encode
 from ..request import Request
 from ..tokenizer import Tokenizer
 from .rows import Row
@@ -24,6 +24,8 @@ from .windows import windows, with_answer, without_answer
 
 _ENCODED = 256
 """Documents given to the tokenizer at a time."""
+_SENTENCE_TOKENS = SENTENCE_CHARACTERS // 3
+"""Of a sentence in a prompt at most, or nearly so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def batch(pack: Pack) -> dict[str, Any]:
 class Packer:
     """Makes packs of rows.
 
-    stop_id: ends every target. max_tokens: most tokens of a prompt; of a longer document a window is taken.
+    stop_id: ends every target. max_tokens: most tokens of a prompt, beside those of its {sentences}; of a longer
+    document a window is taken.
     positions: most tokens of a prompt and its target. absent: the target where a document holds no answer.
     absent_share: of the rows with a window of a long document, how many get one without the answer.
     """
@@ -90,7 +93,8 @@ class Packer:
             some = enumerate(groups[i : i + _ENCODED], i)
             parts = [part for number, group in some for part in self._fit(group, number, skipped)]
             requests = [Request(row.query, row.document, row.title) for part in parts for row in part]
-            prompts = iter(encode(self.tokenizer, self.prompt, requests, self.max_tokens))
+            most = self.max_tokens + self.prompt.sentences * _SENTENCE_TOKENS
+            prompts = iter(encode(self.tokenizer, self.prompt, requests, most))
             for part in parts:
                 yield from self._join(part, list(islice(prompts, len(part))), skipped)
 
