@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import huggingface
-from .config import ModelConfig
+from .config import ModelConfig, is_linear
 from .errors import CheckpointError, ConfigError
 from .model.reference import ReferenceModel
 from .ops.reference import quantize
@@ -62,6 +62,9 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(self.path / TOKENIZER)
+
+    def tokenizer_json(self) -> str:
+        return (self.path / TOKENIZER).read_text(encoding="utf-8")
 
     def weights(self) -> dict[str, Tensor]:
         """Canonical names to tensors, memory-mapped where the file holds them as they are; float32 where it holds int8.
@@ -145,7 +148,7 @@ def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     ones."""
     found = dict(weights)
     for name, weight in weights.items():
-        if weight.ndim == 2 and name.startswith("layers."):
+        if is_linear(name):
             numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
             quantize(numbers, scales, weight.float())
             found[name], found[name + _SCALES] = numbers, scales

@@ -13,6 +13,13 @@ PRECISIONS = ("auto", "float32", "bfloat16", "int8", "float8")
 KV_DTYPES = ("auto", "int8", "float8")
 LINEAR = ("qkv", "out", "gate_up", "up", "down")
 """The linear layers of a model's layers; a family has some of them."""
+
+
+def is_linear(name: str) -> bool:
+    """Whether a weight, by its canonical name, is the matrix of one of LINEAR."""
+    return name.startswith("layers.") and name.endswith(tuple(f".{layer}.weight" for layer in LINEAR))
+
+
 _MOST = {"layers": 1024, "vocab_size": 1 << 22}  # far above any model: larger is a damaged description
 
 

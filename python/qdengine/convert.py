@@ -43,7 +43,7 @@ def convert(
         loaded = checkpoint.load(source)
         config, weights, own_prompt, own_stops = loaded.config, loaded.weights(), loaded.prompt, loaded.stop_ids
         loaded.tokenizer()  # its errors name the file
-        tokenizer = (source / checkpoint.TOKENIZER).read_text(encoding="utf-8")
+        tokenizer = loaded.tokenizer_json()
     weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
     stops = own_stops if stop_ids is None else stop_ids
     return checkpoint.save_bundle(

@@ -125,8 +125,7 @@ def install(path: str | os.PathLike[str], base: str | os.PathLike[str], destinat
     if digest(tuned) != about["tuned"]:
         raise CheckpointError(f"{path} is damaged: the weights that it makes are not those that it was made of")
     config, prompt = ModelConfig.from_dict(facts["architecture"]), PromptFormat.from_dict(facts["prompt"])
-    text = (source.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
-    stops, card = tuple(facts["stop_ids"]), facts["card"]
+    text, stops, card = source.tokenizer_json(), tuple(facts["stop_ids"]), facts["card"]
     return checkpoint.save_bundle(destination, config, tuned, text, prompt, stops, facts["source"], card)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import LINEAR, ModelConfig
+from ..config import ModelConfig, is_linear
 from ..ops import OpTable
 from . import linear
 from .head import Head
@@ -59,11 +59,6 @@ class _Build:
         return linear.make(self.ops, weight, bias, self.dtype, self.number, self.batch_invariant)
 
 
-def _is_layer(name: str) -> bool:
-    """Whether a weight is the matrix of a linear layer."""
-    return name.startswith("layers.") and name.endswith(tuple(f".{layer}.weight" for layer in LINEAR))
-
-
 class _Norm:
     """Writes `number`, with scales if it has 8 bits; None: the dtype of its input."""
 
@@ -112,7 +107,7 @@ class Decoder:
     ) -> None:  # fmt: skip
         if number is not None:
             linear.require(number, device)
-        weights = {name: tensor.to(device, None if _is_layer(name) else dtype) for name, tensor in weights.items()}
+        weights = {name: tensor.to(device, None if is_linear(name) else dtype) for name, tensor in weights.items()}
         build = _Build(ops, config, weights, dtype, number, batch_invariant)
         self.config, self.ops, self.dtype, self.device, self.number = config, ops, dtype, device, number
         self.embed = weights["embed.weight"]

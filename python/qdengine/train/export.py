@@ -54,9 +54,8 @@ def export(settings: config.Export) -> Path:
     if base is not None:
         delta.write(settings.output / DELTA, base, tuned, settings.layers, source, text)
     weights = shipped.weights() if settings.precision == "bfloat16" else checkpoint.quantized(shipped.weights())
-    tokenizer = (shipped.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
     return checkpoint.save_bundle(
-        bundle, shipped.config, weights, tokenizer, shipped.prompt, shipped.stop_ids, source, text
+        bundle, shipped.config, weights, shipped.tokenizer_json(), shipped.prompt, shipped.stop_ids, source, text
     )
 
 

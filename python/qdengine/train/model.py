@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint, student
 from ..checkpoint import Checkpoint
-from ..config import LINEAR, ModelConfig
+from ..config import ModelConfig, is_linear
 from ..errors import ConfigError
 from ..model.reference import ReferenceModel, Tree
 from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, SENTENCES, PromptFormat
@@ -40,7 +40,8 @@ def open_student(
     source = checkpoint.load(student.resolve(settings.init))
     shape, prompt = source.config, source.prompt
     if settings.prompt is not None:
-        prompt = replace(prompt, parts=_FORMATS[settings.prompt].parts, sentences=_FORMATS[settings.prompt].sentences)
+        format = _FORMATS[settings.prompt]
+        prompt = replace(prompt, parts=format.parts, sentences=format.sentences)
     if settings.layers is not None:
         if settings.layers[-1] >= shape.layers:
             raise ConfigError(f"student.layers: {settings.layers[-1]}, and {source.name} has {shape.layers} layers")
@@ -55,7 +56,7 @@ def open_student(
     for beginning in settings.frozen:
         if not any(name.startswith(beginning) for name in names):
             raise ConfigError(f"student.frozen: no weight's name begins with {beginning!r}; there is {names[0]}")
-    trained = [name for name in names if not name.startswith(tuple(settings.frozen)) and (not lora or _adaptable(name))]
+    trained = [name for name in names if not name.startswith(tuple(settings.frozen)) and (not lora or is_linear(name))]
     if not trained:
         raise ConfigError(f"student.frozen: {settings.frozen} leaves nothing to train")
     return source, shape, prompt
@@ -93,12 +94,8 @@ def merged(trained: PackModel) -> dict[str, Tensor]:
 def save(
     path: Path, trained: PackModel, source: Checkpoint, shape: ModelConfig, prompt: PromptFormat, origin: str
 ) -> Path:
-    text = (source.path / checkpoint.TOKENIZER).read_text(encoding="utf-8")
-    return checkpoint.save_bundle(path, shape, merged(trained), text, prompt, source.stop_ids, origin)
-
-
-def _adaptable(name: str) -> bool:
-    return name.removesuffix(".weight").rpartition(".")[2] in LINEAR
+    weights, text = merged(trained), source.tokenizer_json()
+    return checkpoint.save_bundle(path, shape, weights, text, prompt, source.stop_ids, origin)
 
 
 def _names(shape: ModelConfig) -> list[str]:
@@ -125,7 +122,7 @@ def _with_adapters(model: ReferenceModel, settings: config.Lora) -> nn.Module:
     adapted = [
         name.removesuffix(".weight")
         for name, parameter in model.named_parameters()
-        if _adaptable(name) and parameter.requires_grad
+        if is_linear(name) and parameter.requires_grad
     ]
     adapters = LoraConfig(
         r=settings.rank,
