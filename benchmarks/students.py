@@ -24,7 +24,8 @@ from qdengine.checkpoint import load
 from qdengine.evaluate.baselines import BASELINES, baseline
 from qdengine.evaluate.latency import measure
 from qdengine.evaluate.report import evaluate
-from qdengine.summarize_file import summarize_file, to_request, valid_rows
+from qdengine.evaluate.score import score
+from qdengine.summarize_file import to_request, valid_rows
 from tqdm import tqdm
 
 LANGUAGES = {"webqa_zh": "zh"}
@@ -48,20 +49,6 @@ def baselines(paths: list[Path], rows: int | None) -> dict[str, Any]:
             scores = evaluate(predicted, wanted, language(path))  # type: ignore[arg-type]
             found.setdefault(name, {})[name_of(path)] = scores
     return found
-
-
-def score(engine: Engine, path: Path, rows: int | None, work: Path, stem: str) -> dict[str, Any]:
-    """The report over a file's first rows, with steps and tokens of a summary."""
-    wanted = [row for row in islice(jsonl.read(path), rows) if isinstance(row, dict)]
-    source = work / f"{name_of(path)}.{len(wanted)}.jsonl"
-    if not source.exists():
-        source.write_bytes(b"".join(map(jsonl.dumps, wanted)))
-    predictions = work / f"{stem}.{source.name}"
-    summarize_file(engine, str(source), str(predictions), 256)
-    written = [row for row in jsonl.read(predictions) if isinstance(row, dict)]
-    report = evaluate(written, wanted, language(path))  # type: ignore[arg-type]
-    stats = [row["stats"] for row in written if not row["error"]]
-    return report | {"steps": sum(one["steps"] for one in stats) / max(1, len(stats))}
 
 
 def speed(engine: Engine, path: Path, rows: int) -> dict[str, Any]:
@@ -122,7 +109,8 @@ def main(
         with Engine.from_pretrained(bundle, precision=precision) as engine:
             for path in paths:
                 print(f"{name}, {precision}, {name_of(path)}", file=sys.stderr)
-                scores = score(engine, path, rows, work, f"{name}.{precision}")
+                predictions = work / f"{name}.{precision}.{name_of(path)}.{rows or 'all'}.jsonl"
+                scores = score(engine, path, rows, language(path), predictions)
                 found[name]["precisions"][precision]["scores"][name_of(path)] = scores
     files = [name_of(path) for path in paths]
     result = facts() | {

@@ -79,7 +79,8 @@ def test_a_file_restores_the_same_student(base, tmp_path, layers):
     shape = base.config if layers is None else replace(base.config, layers=1)
     like = replace(base, config=shape, prompt=replace(base.prompt, parts=QUERY_FIRST.parts), stop_ids=(1,))
     tuned = saved(tmp_path / "tuned", like, changed(start))
-    delta.write(tmp_path / "delta.safetensors", base, tuned, layers, "source", "# A card\n")
+    delta.write(tmp_path / "delta.safetensors", base, tuned, layers, "source")
+    delta.set_card(tmp_path / "delta.safetensors", "# A card\n")
     made = checkpoint.load(delta.install(tmp_path / "delta.safetensors", base.path, tmp_path / "made"))
     assert (made.config, made.prompt, made.stop_ids) == (shape, like.prompt, (1,))
     assert (made.path / "README.md").read_text() == "# A card\n"
@@ -98,7 +99,7 @@ def test_a_file_restores_the_same_student(base, tmp_path, layers):
 def test_files_that_do_not_fit(base, tmp_path):
     tuned = saved(tmp_path / "tuned", base, changed(base.weights()))
     file = tmp_path / "delta.safetensors"
-    delta.write(file, base, tuned, None, "source", "")
+    delta.write(file, base, tuned, None, "source")
     with pytest.raises(CheckpointError, match="changes other weights"):
         delta.install(file, tuned.path, tmp_path / "made")
     about, changes = delta._read(file)

@@ -60,6 +60,24 @@ def test_a_question_hands_its_overlap_on():
     assert best(text, "what causes rickets") == "A lack of vitamin D does."
 
 
+@pytest.mark.parametrize(
+    ("heading", "answer"),
+    [("Causes of rickets", "A lack of vitamin D does."), ("佝偻病的原因", "A lack of vitamin D does.")],
+)
+def test_a_heading_hands_its_overlap_on(heading, answer):
+    text = f"Bread is baked.\n{heading}\n{answer} It is rare.\nRickets was named long ago."
+    assert best(text, heading) == answer
+    # A line with a stop, or a long one, is a sentence like others.
+    assert best(text.replace(heading, f"{heading}!"), heading) == f"{heading}!"
+    long = f"{heading} " + "and many other things " * 4
+    assert best(text.replace(heading, long), heading) == long.strip()
+
+
+def test_of_equal_sentences_that_in_the_better_section_wins():
+    text = "Bread is baked. Trains leave at noon. Salt is white.\nIt is dark. Trains leave at nine. Night falls."
+    assert best(text, "when do night trains leave") == "Trains leave at nine."
+
+
 def test_without_overlap_the_first_sentence_is_best():
     assert best("One day. Two days. Three days.", "who is it") == "One day."
 

@@ -97,11 +97,17 @@ inline std::vector<int32_t> sentence_starts(const Text& text) {
 class Sentences {
  public:
   // lowered: `text` in lower case, character by character; kept by the caller.
-  Sentences(const Text& text, const Text& lowered) : starts_(sentence_starts(text)), asks_(starts_.size()), lowered_(lowered) {
+  Sentences(const Text& text, const Text& lowered)
+      : starts_(sentence_starts(text)), heading_(starts_.size()), section_(starts_.size()), lowered_(lowered) {
     for (size_t s = 0; s < starts_.size(); ++s) {
-      int32_t i = (s + 1 < starts_.size() ? starts_[s + 1] : text.size()) - 1;
-      while (i >= starts_[s] && (text.space(i) || one_of(text[i], U"\"'”’»)]」』）"))) --i;
-      asks_[s] = i >= starts_[s] && one_of(text[i], U"?？");
+      const int32_t end = s + 1 < starts_.size() ? starts_[s + 1] : text.size();
+      int32_t last = end - 1;
+      while (last >= starts_[s] && (text.space(last) || one_of(text[last], U"\"'”’»)]」』）"))) --last;
+      bool ends_line = false;
+      for (int32_t i = last + 1; i < end; ++i) ends_line |= text[i] == U'\n';
+      const bool asks = last >= starts_[s] && one_of(text[last], U"?？");
+      heading_[s] = asks || (ends_line && !stops(text, last) && short_line(text, starts_[s], last));
+      if (s + 1 < starts_.size()) section_[s + 1] = section_[s] + (ends_line && !heading_[s]);
     }
   }
 
@@ -121,14 +127,25 @@ class Sentences {
 
   std::vector<int32_t> scores(const std::vector<Text>& terms, int32_t stem) const {
     const size_t count = starts_.size();
-    std::vector<double> overlap(count), score(count);
+    std::vector<double> overlap(count), of_section(count ? section_.back() + 1 : 0), score(count);
+    double total = 0;
     for (const Text& term : terms) {
       const std::vector<int32_t> held = holders(term, stem);
-      for (int32_t s : held) overlap[s] += std::log1p(static_cast<double>(count) / static_cast<double>(held.size()));
+      if (held.empty()) continue;
+      const double weight = std::log1p(static_cast<double>(count) / static_cast<double>(held.size()));
+      total += weight;
+      int32_t section = -1;
+      for (int32_t s : held) {
+        overlap[s] += weight;
+        if (section_[s] != section) of_section[section = section_[s]] += weight;
+      }
     }
     for (size_t s = 0; s < count; ++s) {
-      if (!asks_[s]) score[s] = overlap[s] + (s > 0 && asks_[s - 1] ? overlap[s - 1] : 0.0);
-      score[s] -= 0.3 * std::log1p(static_cast<double>(s));
+      const double share = total > 0 ? overlap[s] / total : 0;
+      score[s] = 0.24 * overlap[s] + 2.04 * share * share + 0.28 * of_section[section_[s]] - 0.23 * std::log1p(static_cast<double>(s));
+      if (s > 0) score[s] += (heading_[s - 1] ? 0.86 : 0.14) * overlap[s - 1];
+      if (s == 0 || section_[s] != section_[s - 1]) score[s] += 1.18;
+      if (heading_[s]) score[s] -= 2.32;
     }
     const double least = count ? *std::min_element(score.begin(), score.end()) : 0.0;
     std::vector<int32_t> eighths(count);
@@ -162,8 +179,20 @@ class Sentences {
     return whole && (place == 0 || !in_word(lowered_[place - 1]));
   }
 
+  static bool stops(const Text& text, int32_t last) { return last >= 0 && one_of(text[last], U".!…:;。！：；"); }
+
+  // Whether a sentence, from `begin` to its last character `last`, is as short as a heading.
+  static bool short_line(const Text& text, int32_t begin, int32_t last) {
+    int32_t words = 0;
+    for (int32_t i = begin; i <= last; ++i) words += chinese(text[i]) || (in_word(text[i]) && (i == begin || !in_word(text[i - 1])));
+    return words <= kHeadingWords;
+  }
+
+  static constexpr int32_t kHeadingWords = 12;
+
   std::vector<int32_t> starts_;
-  std::vector<bool> asks_;
+  std::vector<bool> heading_;     // a question, or a short line without a stop: what follows answers it
+  std::vector<int32_t> section_;  // of each sentence: a heading and the paragraph behind it
   Text lowered_;
 };
 

@@ -143,9 +143,10 @@ def summarize(
 @main.command("eval")
 @click.option("--predictions", type=click.Path(exists=True, dir_okay=False), help="Rows with id and summary.")
 @click.option(
-    "--baseline", help="Instead of predictions: lead, query-match (BM25) or oracle, whole sentences of the documents."
+    "--baseline",
+    help="Instead of predictions, whole sentences: lead, query-match (BM25), ranked (by the engine) or oracle.",
 )
-@click.option("--sentences", type=click.IntRange(1), default=1, show_default=True, help="Of lead and query-match.")
+@click.option("--sentences", type=click.IntRange(1), default=1, show_default=True, help="Of each but oracle.")
 @click.option(
     "--references", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id, summary, document."
 )

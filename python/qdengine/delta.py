@@ -22,6 +22,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import CheckpointError
+from .files import aside
 from .prompt import PromptFormat
 
 FORMAT = "1"
@@ -82,7 +83,7 @@ def digest(weights: Weights) -> str:
 
 
 def write(
-    path: str | os.PathLike[str], base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str, card: str
+    path: Path, base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str, card: str = ""
 ) -> None:
     """Write the file that `install` reads. layers: of `base`, those that `tuned` was made of; None for all.
 
@@ -104,8 +105,19 @@ def write(
         "tuned": digest(apply(weights, changes)),
         "facts": json.dumps(facts),
     }
-    save_file({name: tensor.contiguous() for name, tensor in changes.items()}, path, about)
-    Path(path).chmod(0o644)  # safetensors makes it readable for its owner alone
+    _save(path, about, changes)
+
+
+def set_card(path: Path, card: str) -> None:
+    """Give a file that `write` wrote another card."""
+    about, changes = _read(path)
+    _save(path, about | {"facts": json.dumps(json.loads(about["facts"]) | {"card": card})}, changes)
+
+
+def _save(path: Path, about: dict[str, str], changes: Weights) -> None:
+    with aside(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in changes.items()}, part, about)
+        part.chmod(0o644)  # safetensors makes it readable for its owner alone
 
 
 def _selected(base: Checkpoint, layers: list[int] | None) -> Weights:

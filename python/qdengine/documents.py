@@ -27,7 +27,7 @@ class Document:
 
     key: DocumentKey
     encoding: Encoding = field(init=False)
-    _sentences: tuple[int, Sentences] | None = field(default=None, init=False)  # of the text up to a character
+    _sentences: dict[int, Sentences] = field(default_factory=dict, init=False)  # of the text up to a character
 
     def ranks(self, query: str, kept: int) -> np.ndarray:
         """int32 [kept]: `Sentences.ranks` of the first `kept` tokens; the title's are 0."""
@@ -41,9 +41,11 @@ class Document:
 
     def _sentences_up_to(self, end: int) -> Sentences:
         made = self._sentences
-        if made is None or made[0] != end:
-            made = self._sentences = end, Sentences(self.key.text[self.key.head : end])
-        return made[1]
+        if end not in made:
+            # Of the whole text, and of the part that was asked for last: it depends on the query's length.
+            self._sentences = {n: one for n, one in made.items() if n == len(self.key.text)}
+            self._sentences[end] = Sentences(self.key.text[self.key.head : end])
+        return self._sentences[end]
 
     @property
     def nbytes(self) -> int:

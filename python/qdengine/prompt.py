@@ -82,7 +82,7 @@ class PromptFormat:
 
 
 DOCUMENT_FIRST = PromptFormat(("{title}\n{document}", "\n\nQuery: {query}\nSummary:"))
-SENTENCES = PromptFormat(("{title}\n{document}", "\n\nQuery: {query}\nSentences:\n{sentences}\nSummary:"), sentences=3)
+SENTENCES = PromptFormat(("{title}\n{document}", "\n\nQuery: {query}\nSentences:\n{sentences}\nSummary:"), sentences=4)
 """The document first, and behind the query the sentences that may answer it: the student reads these again, knowing
 the query, while the document's keys and values still serve every query."""
 QUERY_FIRST = PromptFormat(("Query: {query}\n", "{title}\n{document}", "\n\nSummary:"))

@@ -43,10 +43,11 @@ class Sentences:
         """int32 [n], 0 or more: how likely the answer to `query` begins there, in eighths of a nat.
 
         The overlap of a sentence is the sum of ln(1 + sentences / sentences with the term) over the terms it shares
-        with the query: a rare term says more. A question is no answer; its overlap goes to the sentence after it (a
-        heading "What is rickets?"). Later sentences lose 0.3 ln(1 + place). Rules and constants were fitted on
-        webqa_en.train, where the first sentence of the reference is the top one in 60% of the rows, against 45% by the
-        overlap alone.
+        with the query: a rare term says more. A question, or a short line without a stop, is a heading: no answer
+        itself, and its overlap goes to the sentence after it. A section, a paragraph with its headings, has an overlap
+        too; its first sentence answers more often, and so do earlier ones. The weights are those of a softmax
+        regression on 8,000 rows of webqa_en.train; on its validation rows the first sentence of the reference is the
+        top one in 63%, and one of the top four in 87% (by the overlap of the sentence alone 45%).
         """
         # In one order, for sums of floats; `ngram_propose` packs a score in 16 bits.
         return self._found.scores(sorted(query_terms(query)), _STEM)

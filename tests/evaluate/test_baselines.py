@@ -29,6 +29,13 @@ def test_query_match():
     assert summary("query-match", query="giraffes") == "Rain falls on the roof."
 
 
+def test_ranked():
+    faq = "Bread. What causes rickets? A lack of vitamin D does. Rickets is rare."
+    assert summary("ranked", document=faq, query="what causes rickets") == "A lack of vitamin D does."
+    assert summary("query-match", document=faq, query="what causes rickets") == "What causes rickets?"
+    assert summary("ranked", 9, document=faq, query="rickets") == faq
+
+
 def test_oracle():
     assert summary("oracle", summary="They have berths") == "Night trains have berths."
     assert summary("oracle", summary="roof") == "Rain falls on the roof."
@@ -41,7 +48,7 @@ def test_bm25_by_hand():
     assert bm25(["a"], []) == [] and bm25(["a"], [[]]) == [0]
 
 
-@pytest.mark.parametrize("name", ["lead", "query-match", "oracle"])
+@pytest.mark.parametrize("name", ["lead", "query-match", "ranked", "oracle"])
 def test_a_document_without_sentences(name):
     assert list(baseline(name, [{"id": 2, "document": " \n", "query": "q", "summary": "s"}])) == [
         {"id": 2, "summary": ""}
@@ -49,7 +56,7 @@ def test_a_document_without_sentences(name):
 
 
 def test_unknown_name():
-    with pytest.raises(ConfigError, match="lead, query-match, oracle"):
+    with pytest.raises(ConfigError, match="lead, query-match, ranked, oracle"):
         list(baseline("best", []))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 from .._host import sentence_starts
 from ..errors import ConfigError
+from ..sentences import Sentences
 from .rouge import rouge, tokenize
 
-BASELINES = ("lead", "query-match", "oracle")
+BASELINES = ("lead", "query-match", "ranked", "oracle")
 _K1, _B = 1.5, 0.75
 
 
@@ -22,21 +23,28 @@ def baseline(
     """A prediction for every row, of whole sentences of its document, in their order and joined by a space.
 
     lead: the first `sentences`. query-match: those with the highest BM25 score for the query (k1 1.5, b 0.75, document
-    frequencies of the page's own sentences); of equals the first. oracle: the one sentence nearest to the reference by
-    ROUGE-2, ROUGE-1 where no pair of words is shared. Raises `ConfigError` for another name.
+    frequencies of the page's own sentences); of equals the first. ranked: those that the engine itself holds likeliest
+    to begin the answer (`Sentences.scores`), which its drafts and the format {sentences} go by. oracle: the one
+    sentence nearest to the reference by ROUGE-2, ROUGE-1 where no pair of words is shared. Raises `ConfigError` for another name.
     """
     if name not in BASELINES:
         raise ConfigError(f"baseline {name!r}; expected {', '.join(BASELINES)}")
     for row in rows:
-        found = split(row.get("document") or "")
+        document, query = row.get("document") or "", row.get("query") or ""
+        found = split(document)
         if name == "lead":
             chosen = list(range(len(found)))[:sentences]
         elif name == "query-match":
-            scores = bm25(tokenize(row.get("query") or "", lang), [tokenize(text, lang) for text in found])
-            chosen = sorted(sorted(range(len(found)), key=lambda i: -scores[i])[:sentences])
+            chosen = _highest(bm25(tokenize(query, lang), [tokenize(text, lang) for text in found]), sentences)
+        elif name == "ranked":
+            chosen = _highest(Sentences(document).scores(query).tolist(), sentences)
         else:
             chosen = [max(range(len(found)), key=lambda i: _nearness(found[i], row, lang))] if found else []
         yield {"id": row.get("id"), "summary": " ".join(found[i] for i in chosen)}
+
+
+def _highest(scores: Sequence[float], count: int) -> list[int]:
+    return sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:count])
 
 
 def split(document: str) -> list[str]:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ..config import ModelConfig
 from .rope import rope_tables
 
+_attention = F.scaled_dot_product_attention
+
 
 def _norm(config: ModelConfig, width: int) -> nn.Module:
     make = nn.RMSNorm if config.family == "llama" else nn.LayerNorm
@@ -22,26 +24,34 @@ def _norm(config: ModelConfig, width: int) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Branches that continue one beginning, side by side in one row of T tokens.
+    """Branches that continue one beginning, one after another in one row of T tokens.
 
-    prefix: tokens of the beginning, which attend causally; positions: int64 [T]; mask: bool [T - prefix, T], what each
-    token of a branch attends to: the beginning, and its own branch up to itself.
+    prefix: tokens of the beginning, which attend causally; positions: int64 [T]; masks: of each branch of n tokens,
+    bool [n, prefix + n], what these attend to: the beginning, and their own branch up to themselves.
     """
 
     prefix: int
     positions: Tensor
-    mask: Tensor
+    masks: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, prefix: int, branches: list[int], device: torch.device | str = "cpu") -> Tree:
         """The tree of a beginning of `prefix` tokens and branches of so many tokens each."""
-        lengths = torch.tensor(branches, device=device)
-        branch = torch.arange(len(branches), device=device).repeat_interleave(lengths)
-        place = torch.cat([torch.arange(n, device=device) for n in branches])
-        own = (branch.unsqueeze(1) == branch) & (place.unsqueeze(1) >= place)
-        beginning = torch.ones(len(place), prefix, dtype=torch.bool, device=device)
-        positions = torch.cat([torch.arange(prefix, device=device), prefix + place])
-        return cls(prefix, positions, torch.cat([beginning, own], 1))
+        longest = torch.ones(max(branches), prefix + max(branches), dtype=torch.bool, device=device).tril(prefix)
+        spans = [(0, prefix), *((prefix, prefix + n) for n in branches)]
+        positions = torch.cat([torch.arange(*span, device=device) for span in spans])
+        return cls(prefix, positions, tuple(longest[:n, : prefix + n] for n in branches))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
+        """[S, heads, T, width]. A branch at a time: together, most of what they would compute is masked."""
+        prefix, begin = self.prefix, self.prefix
+        mixed = [_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True, enable_gqa=gqa)]
+        for mask in self.masks:
+            own = slice(begin, begin + len(mask))
+            keys, values = (torch.cat([x[:, :, :prefix], x[:, :, own]], 2) for x in (k, v))
+            mixed.append(_attention(q[:, :, own], keys, values, attn_mask=mask, enable_gqa=gqa))
+            begin = own.stop
+        return torch.cat(mixed, 2)
 
 
 class Layer(nn.Module):
@@ -76,14 +86,8 @@ class Layer(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = _rotate(q, *rotation), _rotate(k, *rotation)
-        end = q.shape[2] if tree is None else tree.prefix
         gqa = c.kv_heads != c.heads
-        mixed = F.scaled_dot_product_attention(
-            q[:, :, :end], k[:, :, :end], v[:, :, :end], is_causal=True, enable_gqa=gqa
-        )
-        if tree is not None:
-            branches = F.scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=tree.mask, enable_gqa=gqa)
-            mixed = torch.cat([mixed, branches], 2)
+        mixed = _attention(q, k, v, is_causal=True, enable_gqa=gqa) if tree is None else tree.attend(q, k, v, gqa)
         return mixed.transpose(1, 2).flatten(2)
 
     def _activate(self, x: Tensor) -> Tensor:

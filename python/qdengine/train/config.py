@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError
+from ..files import aside
 
 SETTINGS = "run.yaml"
 ABSENT = "The document does not say."
@@ -304,9 +305,8 @@ def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None =
     """Note the settings in the run's folder, or find them there. Raises as `check_folder` does."""
     check_folder(folder, settings, without)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{SETTINGS}"
-    part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
-    os.replace(part, folder / SETTINGS)
+    with aside(folder / SETTINGS) as part:
+        part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
 
 
 def _header(settings: BaseModel) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import yaml
 from .. import checkpoint, delta, jsonl, student
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError
-from ..evaluate.report import evaluate
-from ..summarize_file import summarize_file
+from ..evaluate.score import score
 from . import config
 from .config import SETTINGS
 from .stages import BUNDLE
@@ -46,13 +44,13 @@ def export(settings: config.Export) -> Path:
     if bundle.is_dir():
         return bundle
     stages = history(tuned.path)
-    shipped = tuned if base is None else _restored(settings, base, tuned)
+    source = f"{settings.name}, from {stages[0].settings['student']['init'] if stages else tuned.name}"
+    shipped = tuned if base is None else _restored(settings, base, tuned, source)
     report = {str(path.name): _scores(settings, shipped, path) for path in settings.evaluate}
     (settings.output / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = card(settings, shipped, stages, report)
-    source = f"{settings.name}, from {stages[0].settings['student']['init'] if stages else tuned.name}"
     if base is not None:
-        delta.write(settings.output / DELTA, base, tuned, settings.layers, source, text)
+        delta.set_card(settings.output / DELTA, text)
     weights = shipped.weights() if settings.precision == "bfloat16" else checkpoint.quantized(shipped.weights())
     return checkpoint.save_bundle(
         bundle, shipped.config, weights, shipped.tokenizer_json(), shipped.prompt, shipped.stop_ids, source, text
@@ -125,13 +123,12 @@ def _score_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint) -> Checkpoint:
+def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint, source: str) -> Checkpoint:
     """The student as the small file restores it, in a bundle for the time of its evaluation."""
     bundle = settings.output / "restored"
     if not bundle.is_dir():
-        file = settings.output / "restored.safetensors"
-        delta.write(file, base, tuned, settings.layers, tuned.name, "")
-        delta.install(file, base.path, bundle)
+        delta.write(settings.output / DELTA, base, tuned, settings.layers, source)
+        delta.install(settings.output / DELTA, base.path, bundle)
     return checkpoint.load(bundle)
 
 
@@ -140,12 +137,8 @@ def _scores(settings: config.Export, shipped: Checkpoint, references: Path) -> d
     from .. import Engine
 
     found = {}
-    rows = list(islice(jsonl.read(references), settings.rows))
-    source = settings.output / f"{references.name.partition('.jsonl')[0]}.jsonl"
-    source.write_bytes(b"".join(jsonl.dumps(row) for row in rows if isinstance(row, dict)))
     for precision in ("bfloat16", "int8"):
-        predictions = source.with_suffix(f".{precision}.jsonl")
+        predictions = settings.output / f"{references.name.partition('.jsonl')[0]}.{precision}.jsonl"
         with Engine(shipped, precision=precision) as engine:
-            summarize_file(engine, str(source), str(predictions), 256)
-        found[precision] = evaluate(jsonl.read(predictions), rows, settings.language)  # type: ignore[arg-type]
+            found[precision] = score(engine, references, settings.rows, settings.language, predictions)
     return found

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .. import jsonl
 from ..errors import ConfigError, QdengineError
+from ..files import aside
 from ..jsonl import JsonlError
 from . import config, filters, label_config, rows
 from .rows import Row
@@ -162,8 +163,10 @@ def _sort(settings: label_config.Label, found: list[Row], answers: Answers, dupl
     }
     folder = settings.output
     _write_shards(folder / LABELS, kept, settings.shard)
-    _write(folder / REJECTED, b"".join(map(jsonl.dumps, rejected)))
-    _write(folder / COUNTS, json.dumps(counts, indent=2).encode() + b"\n")
+    with aside(folder / REJECTED) as part:
+        part.write_bytes(b"".join(map(jsonl.dumps, rejected)))
+    with aside(folder / COUNTS) as part:
+        part.write_bytes(json.dumps(counts, indent=2).encode() + b"\n")
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
     print(
         f"{len(kept)} of {len(found)} rows are labels; rejected: {told}; unanswered: {counts['unanswered']}",
@@ -181,10 +184,3 @@ def _write_shards(folder: Path, lines: list[dict[str, Any]], size: int) -> None:
         (made / f"part-{shard:05}.jsonl").write_bytes(text)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(made, folder)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}")
-    part.write_bytes(data)
-    os.replace(part, path)

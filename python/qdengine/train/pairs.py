@@ -4,7 +4,6 @@ for."""
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from .. import jsonl
 from ..errors import ConfigError
 from ..evaluate.report import copy_share
 from ..evaluate.rouge import rouge, tokenize
+from ..files import aside
 from . import config, rows
 from .rows import Row
 
@@ -35,15 +35,14 @@ def make_pairs(settings: config.Pairs) -> Path:
     if settings.output.exists():
         raise ConfigError(f"{settings.output} exists; choose another output")
     found = [row for row in rows.read(settings.train, settings.rows) if row.summary]
-    part = settings.output.with_name(f".{settings.output.name}")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     made = 0
-    with Engine.from_pretrained(settings.student, precision=settings.precision) as engine, part.open("wb") as file:
+    opened = Engine.from_pretrained(settings.student, precision=settings.precision)
+    with opened as engine, aside(settings.output) as part, part.open("wb") as file:
         for row, texts in _sampled(engine, found, settings):
             if pair := choose(row, texts, settings):
                 file.write(jsonl.dumps(pair))
                 made += 1
-    os.replace(part, settings.output)
     print(f"{made} pairs of {len(found)} rows", file=sys.stderr)
     return settings.output
 

@@ -1,0 +1,28 @@
+"""How well an engine's student answers the rows of a file."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .. import jsonl
+from ..engine.engine import Engine
+from ..summarize_file import summarize_file
+from .report import evaluate
+
+_BATCH = 256
+
+
+def score(engine: Engine, references: Path, rows: int | None, lang: str, predictions: Path) -> dict[str, Any]:
+    """The report of `evaluate` over the first `rows` of a file, and `steps`, their mean for a summary.
+
+    The summaries are written to `predictions`, which is gone on with where it was interrupted, and the rows beside it.
+    """
+    wanted = [row for row in islice(jsonl.read(references), rows) if isinstance(row, dict)]
+    source = predictions.with_suffix(".rows.jsonl")
+    source.write_bytes(b"".join(map(jsonl.dumps, wanted)))
+    summarize_file(engine, str(source), str(predictions), _BATCH)
+    written = [row for row in jsonl.read(predictions) if isinstance(row, dict)]
+    steps = [row["stats"]["steps"] for row in written if not row["error"]]
+    return evaluate(written, wanted, lang) | {"steps": sum(steps) / max(1, len(steps))}
