@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from qdengine import Engine, checkpoint, delta, student
-from qdengine.errors import CheckpointError
+from qdengine.errors import CheckpointError, StudentError
 from qdengine.prompt import QUERY_FIRST
 from qdengine.student import STUDENTS, Tuned
 from tiny import tiny_bundle
@@ -121,7 +121,7 @@ def test_every_tuned_student_has_its_file():
 
     for name, entry in STUDENTS.items():
         if isinstance(entry, Tuned):
-            assert (files("qdengine") / "students" / entry.file).is_file(), name
+            assert checkpoint.sha256(files("qdengine") / "students" / entry.file) == entry.sha256, name
             assert entry.base in STUDENTS
 
 
@@ -129,12 +129,22 @@ def test_installing_a_tuned_student_installs_its_base(base, tmp_path, monkeypatc
     tuned = saved(tmp_path / "tuned", base, changed(base.weights()))
     delta.write(tmp_path / "tiny.safetensors", base, tuned, None, "tiny", "# Tiny\n")
     monkeypatch.setenv("QDENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(STUDENTS, "tiny", Tuned("smollm2-135m", str(tmp_path / "tiny.safetensors"), "for the test"))
+    file = tmp_path / "tiny.safetensors"
+    entry = Tuned("smollm2-135m", str(file), checkpoint.sha256(file), "for the test")
+    monkeypatch.setitem(STUDENTS, "tiny", entry)
     cached = tmp_path / "cache" / "students" / "smollm2-135m"
     saved(cached, base, base.weights())
     bundle = student.install("tiny")
     assert bundle == student.path("tiny") and student.install("tiny") == bundle
     assert not list(bundle.parent.glob(".install-*"))
+    monkeypatch.setitem(STUDENTS, "tiny", replace(entry, sha256="0" * 64))  # another version's
+    with pytest.raises(StudentError, match="is not installed"):
+        student.path("tiny")
+    with pytest.raises(StudentError, match="expected 0000"):
+        student.install("tiny")
+    assert student.remove("tiny") and not bundle.exists() and cached.exists() and not student.remove("tiny")
+    monkeypatch.setitem(STUDENTS, "tiny", entry)
+    assert student.install("tiny") == bundle
     with Engine.from_pretrained("tiny", precision="float32") as engine:
         summary = engine.summarize([{"query": "When do trains leave?", "document": "Trains leave at night."}])[0]
         assert summary.error is None and summary.token_ids

@@ -30,10 +30,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A file of the package, in the folder students, that holds what was changed in another student."""
+    """A file of the package, in the folder students, that holds what was changed in another student: its name and
+    SHA-256, which the name of the bundle has too, so that a new version of the package makes its own."""
 
     base: str
     file: str
+    sha256: str
     description: str
 
 
@@ -41,6 +43,7 @@ STUDENTS: dict[str, Source | Tuned] = {
     DEFAULT_STUDENT: Tuned(
         base="smollm2-135m",
         file="qd-135m.safetensors",
+        sha256="8a10b4d5eb9465254d3c317fdaa00abd1dd70d77f7f86a6342ea46c95621d70c",
         description="tuned to answer queries with sentences of the page (Apache 2.0)",
     ),
     "smollm2-135m": Source(
@@ -51,6 +54,10 @@ STUDENTS: dict[str, Source | Tuned] = {
         description="SmolLM2-135M-Instruct (Apache 2.0), from 4-bit weights",
     ),
 }
+
+
+_VERSION = "[0-9a-f]" * 8
+"""Of a tuned student's bundle, behind its name: the beginning of its file's SHA-256, as a pattern."""
 
 
 def cache_folder() -> Path:
@@ -105,6 +112,7 @@ def install(name: str) -> Path:
                 from . import delta
 
                 with as_file(files(__package__) / "students" / entry.file) as file:
+                    _check(file, entry.sha256, entry.file)
                     delta.install(file, str(base), made)
             try:
                 os.replace(made, bundle)
@@ -121,18 +129,20 @@ def install(name: str) -> Path:
 
 
 def remove(name: str) -> bool:
-    """Delete an installed student; False when there was none."""
+    """Delete an installed student, all versions of it; False when there was none."""
     bundle = _bundle(name)
-    if not bundle.exists():
-        return False
-    shutil.rmtree(bundle)
-    return True
+    found = [folder for pattern in (name, f"{name}-{_VERSION}") for folder in bundle.parent.glob(pattern)]
+    for folder in found:
+        shutil.rmtree(folder)
+    return bool(found)
 
 
 def _bundle(name: str) -> Path:
     if name not in STUDENTS:
         raise StudentError(f"unknown student {name!r}; there are: {', '.join(STUDENTS)}")
-    return cache_folder() / "students" / name
+    entry = STUDENTS[name]
+    version = f"-{entry.sha256[:8]}" if isinstance(entry, Tuned) else ""
+    return cache_folder() / "students" / (name + version)
 
 
 def _obtain(source: Source, folder: Path) -> Path:

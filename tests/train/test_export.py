@@ -11,7 +11,7 @@ import torch
 from qdengine import Engine, checkpoint, delta, jsonl
 from qdengine.errors import ConfigError
 from qdengine.train import config, stages
-from qdengine.train.export import export, history
+from qdengine.train.export import export, history, inherited
 from tiny import TEXT, tiny_bundle, tokenizer_json
 
 DOCUMENT = TEXT.replace("\n", " ")
@@ -121,6 +121,13 @@ def test_what_travels_is_what_was_scored(made, tmp_path):
     assert (installed / "README.md").read_bytes() == (bundle / "README.md").read_bytes()
     start, end, found = logits(made["base"]), logits(made["student"]), logits(bundle)
     assert (found - end).norm() < 0.7 * (end - start).norm()
+
+
+def test_stages_of_a_student_without_its_runs_are_those_on_its_card(made, tmp_path):
+    bundle = export(settings(made, tmp_path / "out"))
+    first, second = inherited(str(bundle))
+    assert first.startswith("`qdengine train sft` of `base`") and second.startswith("`qdengine train sft` of `bundle`")
+    assert inherited(str(made["base"])) == inherited(str(tmp_path / "gone")) == []
 
 
 def test_layers_need_their_base(made, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def export(settings: config.Export) -> Path:
     )
 
 
+def inherited(init: str) -> list[str]:
+    """What the model card of a student says of its stages, where it has one."""
+    folder = Path(init) if Path(init).is_dir() else student.installed().get(init)
+    text = folder and folder / checkpoint.CARD
+    lines = text.read_text(encoding="utf-8").splitlines() if text and text.is_file() else []
+    return [line.partition(" ")[2] for line in lines if re.match(r"\d+\. `qdengine train ", line)]
+
+
 def history(bundle: Path) -> list[Stage]:
     """The runs that made a bundle, first one first, as far as their folders are there."""
     stages: list[Stage] = []
@@ -88,7 +97,7 @@ def card(settings: config.Export, shipped: Checkpoint, stages: list[Stage], repo
         "",
         "## Stages",
         "",
-        *(f"{i}. {_told(stage)}" for i, stage in enumerate(stages, 1)),
+        *(f"{i}. {told}" for i, told in enumerate(_told(stages), 1)),
         "",
         "## Scores",
         "",
@@ -102,7 +111,12 @@ def card(settings: config.Export, shipped: Checkpoint, stages: list[Stage], repo
     return "\n".join(lines)
 
 
-def _told(stage: Stage) -> str:
+def _told(stages: list[Stage]) -> list[str]:
+    before = inherited(stages[0].settings["student"]["init"]) if stages else []
+    return before + [_told_stage(stage) for stage in stages]
+
+
+def _told_stage(stage: Stage) -> str:
     own = stage.settings
     files = ", ".join(Path(path).name for path in own["data"]["train"])
     how = "low-rank adapters" if own["lora"] else "full parameters"
