@@ -20,9 +20,10 @@ train distill "$here/distill.yaml" output=runs/shallow-labels teacher=null
 # D: the paper's shape from scratch.
 train sft "$here/gpt2.yaml"
 
-# E: the query first, on as many tokens: a row alone is a pack.
+# E: the document first without sentences; and the query first, on as many tokens: a row alone is a pack.
+train sft "$here/sft.yaml" output=runs/document-first student.prompt=document_first
 train sft "$here/sft.yaml" output=runs/query-first student.prompt=query_first data.queries=1 data.packs=null \
-  training.batch=4 training.steps=400
+  training.batch=4
 
 # F: fewer rows, each once.
 for rows in 1000 3000 10000; do

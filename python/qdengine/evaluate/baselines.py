@@ -25,7 +25,8 @@ def baseline(
     lead: the first `sentences`. query-match: those with the highest BM25 score for the query (k1 1.5, b 0.75, document
     frequencies of the page's own sentences); of equals the first. ranked: those that the engine itself holds likeliest
     to begin the answer (`Sentences.scores`), which its drafts and the format {sentences} go by. oracle: the one
-    sentence nearest to the reference by ROUGE-2, ROUGE-1 where no pair of words is shared. Raises `ConfigError` for another name.
+    sentence nearest to the reference by ROUGE-2, ROUGE-1 where no pair of words is shared. Raises `ConfigError` for
+    another name.
     """
     if name not in BASELINES:
         raise ConfigError(f"baseline {name!r}; expected {', '.join(BASELINES)}")
