@@ -15,9 +15,9 @@ namespace {
 #if defined(QDENGINE_ISA_avx512)
 constexpr int kRows = 6, kCols = 4;
 #elif defined(QDENGINE_ISA_avx2)
-constexpr int kRows = 2, kCols = 2;
+constexpr int kRows = 6, kCols = 1;
 #else
-constexpr int kRows = 1, kCols = 2;
+constexpr int kRows = 2, kCols = 1;
 #endif
 constexpr int32_t kKeys = 64, kTokenTile = 32;
 constexpr int64_t kMaxHeadWidth = 512, kMaxGroup = 16;
@@ -26,19 +26,20 @@ constexpr int64_t kMaxRows = kTokenTile * kMaxGroup;
 // c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
 template <int R, int C>
 inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth) {
-  Vec acc[R][C];
+  constexpr int kRegs = C * kLanes / kWidth;  // of a row: a wider vector than the set's own would be kept in memory
+  Reg acc[R][kRegs];
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < C; ++j) acc[r][j] = load(c + r * ldc + j * kLanes);
+    for (int j = 0; j < kRegs; ++j) acc[r][j] = load_reg(c + r * ldc + j * kWidth);
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec column[C];
-    for (int j = 0; j < C; ++j) column[j] = load(b + k * ldb + j * kLanes);
+    Reg column[kRegs];
+    for (int j = 0; j < kRegs; ++j) column[j] = load_reg(b + k * ldb + j * kWidth);
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < C; ++j) acc[r][j] += column[j] * a[r * lda + k];
+      for (int j = 0; j < kRegs; ++j) acc[r][j] += column[j] * a[r * lda + k];
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < C; ++j) store(c + r * ldc + j * kLanes, acc[r][j]);
+    for (int j = 0; j < kRegs; ++j) *reinterpret_cast<Reg*>(c + r * ldc + j * kWidth) = acc[r][j];
   }
 }
 
