@@ -43,7 +43,7 @@ STUDENTS: dict[str, Source | Tuned] = {
     DEFAULT_STUDENT: Tuned(
         base="smollm2-135m",
         file="qd-135m.safetensors",
-        sha256="8a10b4d5eb9465254d3c317fdaa00abd1dd70d77f7f86a6342ea46c95621d70c",
+        sha256="bf0b806b65f15bb79790e78976f62fbc0de122ba1625cba156fadedee119e598",
         description="tuned to answer queries with sentences of the page (Apache 2.0)",
     ),
     "smollm2-135m": Source(
