@@ -8,6 +8,7 @@ of the weight.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..errors import BackendError, ConfigError
 from ..ops import OpTable
 
+_EXACT_WIDTH = 2**24 // 127**2
+"""Products of int8 of which any sum is an integer that float32 has."""
 FIXED_ROWS = 16
 """Rows of every product of a batch-invariant layer on a CPU: with AMX 16 cost as much as one."""
 
@@ -29,7 +32,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packed = weight.device.type == "cpu" and _packs(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
 
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -68,19 +71,33 @@ class TiledLinear:
 
 
 class Int8Linear:
-    """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns."""
+    """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns.
+
+    A CPU without such products multiplies the same numbers in float32, as fast as float32 is there, and as exactly:
+    sums of so many are integers that float32 has.
+    """
 
     def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         if weight.is_cuda:
             _check_widths(weight, "int8", 8)
         self._ops, self.bias, self._dtype = ops, bias, dtype
         self.weight, self.scales = _quantized(ops, weight, torch.int8)
+        wide = not weight.is_cuda and not has_int8()
+        self._wide = [Linear(part.float()) for part in self.weight.split(_EXACT_WIDTH, 1)] if wide else None
 
-    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+    def _sums(self, x: Tensor) -> Tensor:
+        if self._wide is not None:
+            parts = zip(self._wide, x.split(_EXACT_WIDTH, 1), strict=True)
+            return torch.stack([part(numbers.float()).to(torch.int32) for part, numbers in parts]).sum(
+                0, dtype=torch.int32
+            )
         rows = len(x)
         if x.is_cuda and rows <= 16:  # cuBLASLt wants more
             x = torch.nn.functional.pad(x, (0, 0, 0, 32 - rows))
-        sums = torch._int_mm(x, self.weight.t())[:rows]
+        return torch._int_mm(x, self.weight.t())[:rows]
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        sums = self._sums(x)
         out = torch.empty(sums.shape, dtype=self._dtype, device=x.device)
         self._ops.dequantize(out, sums, scales, self.scales, self.bias)
         return out
@@ -119,21 +136,27 @@ def make(
 
 def require(number: torch.dtype, device: torch.device) -> None:
     """Raise `BackendError` where `device` cannot multiply numbers of 8 bits as the layers need it."""
-    if number == torch.float8_e4m3fn:
-        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-            raise BackendError(
-                f"precision 'float8' needs a GPU of compute capability 8.9 or later (L4, L20, L40, H100), and {device} "
-                "is none; use precision 'int8' or 'bfloat16'"
-            )
-    elif device.type == "cpu" and not _exact_on_cpu():
+    has_float8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    if number == torch.float8_e4m3fn and not has_float8:
         raise BackendError(
-            "precision 'int8' needs a CPU that adds products of int8 exactly (AVX-512 VNNI, AVX-VNNI or AMX), and this "
-            "one saturates; use precision 'auto'"
+            f"precision 'float8' needs a GPU of compute capability 8.9 or later (L4, L20, L40, H100), and {device} "
+            "is none; use precision 'int8' or 'bfloat16'"
         )
 
 
-def _exact_on_cpu() -> bool:
-    """Without VNNI, oneDNN adds pairs of products in 16 bits, which the largest numbers do not fit."""
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies `dtype` on this CPU with weights in its own layout."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available()
+
+
+@cache
+def has_int8() -> bool:
+    """Whether this CPU multiplies int8 fast and with exact sums: without VNNI the library's loop is plain C++, or adds
+    pairs of products in 16 bits, which the largest numbers do not fit."""
+    if not torch.cpu._is_vnni_supported():
+        return False
     x, weight = torch.full((17, 64), 127, dtype=torch.int8), torch.full((64, 48), 127, dtype=torch.int8)
     want = 127 * 127 * 64
     return bool((torch._int_mm(x, weight) == want).all() and (torch._int_mm(-x, weight) == -want).all())

@@ -147,12 +147,12 @@ def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint, sour
 
 
 def _scores(settings: config.Export, shipped: Checkpoint, references: Path) -> dict[str, Any]:
-    """Precision to the report of `evaluate`, over the first rows of a file."""
+    """Precision (that of `auto` here, and int8) to the report of `evaluate`, over the first rows of a file."""
     from .. import Engine
 
     found = {}
-    for precision in ("bfloat16", "int8"):
+    for precision in ("auto", "int8"):
         predictions = settings.output / f"{references.name.partition('.jsonl')[0]}.{precision}.jsonl"
         with Engine(shipped, precision=precision) as engine:
-            found[precision] = score(engine, references, settings.rows, settings.language, predictions)
+            found[engine.precision] = score(engine, references, settings.rows, settings.language, predictions)
     return found
