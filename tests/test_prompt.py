@@ -139,7 +139,7 @@ def test_sentences_that_may_answer_stand_behind_the_query(tokenizer):
     prompt = one(tokenizer, Request("When do trains leave?", document, "T"), format=SENTENCES)
     behind = tokenizer.decode(prompt.ids[prompt.shareable :].tolist())
     assert behind.startswith("\n\nQuery: When do trains leave?\nSentences:\n Trains leave at night.\n Bread is good.\n")
-    assert behind.endswith(".\nSummary:") and behind.count("\n") == 7
+    assert behind.endswith(".\nSummary:") and behind.count("\n") == 8
     plain = one(tokenizer, Request("When do trains leave?", document, "T"))
     assert document_ids(prompt) == document_ids(plain)
     assert np.array_equal(prompt.ranks[: prompt.document_end], plain.ranks[: plain.document_end])
