@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from common import facts, write
 from qdengine import checkpoint, export, student
-from qdengine.train import config, model, rows
+from qdengine.train import config, model, stages
 from qdengine.train.objectives import Labels
-from qdengine.train.packs import Pack, Packer
+from qdengine.train.packs import Pack
 from transformers import TrainerCallback
 
 PACKS = 3000
@@ -47,7 +47,7 @@ def settings(folder: Path, name: str, data: str, steps: int) -> config.Sft:
     return config.Sft.model_validate(
         {
             "output": folder,
-            "data": {"train": [data]},
+            "data": {"train": [data], "packs": PACKS},
             "student": {"init": name, "frozen": ["embed"]},
             "training": {"steps": steps, "batch": 1, "save_every": 10**6},
         }
@@ -55,11 +55,21 @@ def settings(folder: Path, name: str, data: str, steps: int) -> config.Sft:
 
 
 def packs_of(run: config.Sft, count: int) -> list[Pack]:
-    source, _, prompt = model.open_student(run.student)
-    groups = rows.share_answers(rows.by_document(rows.read(run.data.train)))
-    groups = rows.cover(groups, run.data.queries)[:PACKS]
-    packer = Packer(source.tokenizer(), prompt, source.stop_ids[-1], run.data.max_tokens, 8192, run.data.absent)
-    return list(packer.packs(groups[:: max(1, len(groups) // count)][:count], Counter()))
+    source, shape, prompt = model.open_student(run.student)
+    packs, _ = stages.row_packs(run.data, stages.packer_of(run, source, prompt, shape.max_positions), Counter())
+    return packs[:: max(1, len(packs) // count)][:count]
+
+
+def sequences_of(packs: list[Pack]) -> list[dict[str, Any]]:
+    """Each row alone, as TRL takes it."""
+    return [
+        {
+            "input_ids": np.concatenate([pack.beginning, branch.ids]).tolist(),
+            "completion_mask": [0] * (len(pack.beginning) + len(branch.ids) - branch.target) + [1] * branch.target,
+        }
+        for pack in packs
+        for branch in pack.branches
+    ]
 
 
 def packed(run: config.Sft, packs: list[Pack]) -> float:
@@ -75,20 +85,13 @@ def packed(run: config.Sft, packs: list[Pack]) -> float:
     return branches * (len(packs) - 1) / len(packs) / clock.seconds  # whichever of them was the first step
 
 
-def by_row(folder: Path, name: str, packs: list[Pack], steps: int) -> float:
-    """Rows a second, each a sequence of its own, by TRL."""
+def by_row(folder: Path, name: str, sequences: list[dict[str, Any]]) -> float:
+    """Rows a second by TRL."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    sequences = [
-        {
-            "input_ids": np.concatenate([pack.beginning, branch.ids]).tolist(),
-            "completion_mask": [0] * (len(pack.beginning) + len(branch.ids) - branch.target) + [1] * branch.target,
-        }
-        for pack in packs
-        for branch in pack.branches
-    ]
+    steps = max(2, len(sequences) // SEQUENCES)
     exported = folder / "exported"
     if not exported.exists():
         export.export(student.resolve(name), exported)
@@ -130,17 +133,21 @@ def main(data: str, name: str, count: int, turns: int, out: str | None) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         packs = packs_of(settings(folder, name, data, count), count)
-        branches = sum(len(pack.branches) for pack in packs)
-        steps = max(2, branches // SEQUENCES)
+        sequences = sequences_of(packs)
         for turn in range(turns):
             found["packs"].append(packed(settings(folder / f"packs-{turn}", name, data, count), packs))
-            found["trl"].append(by_row(folder, name, packs, steps))
+            found["trl"].append(by_row(folder, name, sequences))
     tokens = {
-        "packs": sum(map(len, packs)) / branches,
-        "trl": sum(len(pack.beginning) + len(one.ids) for pack in packs for one in pack.branches) / branches,
+        "packs": sum(map(len, packs)) / len(sequences),
+        "trl": sum(len(one["input_ids"]) for one in sequences) / len(sequences),
     }
     shape = checkpoint.load(student.resolve(name)).config
-    told = {"layers": shape.layers, "threads": torch.get_num_threads(), "rows": branches, "tokens_per_row": tokens}
+    told = {
+        "layers": shape.layers,
+        "threads": torch.get_num_threads(),
+        "rows": len(sequences),
+        "tokens_per_row": tokens,
+    }
     write(facts() | told | {"rows_per_s": found}, out)
 
 

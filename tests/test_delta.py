@@ -127,7 +127,7 @@ def test_every_tuned_student_has_its_file():
 
 def test_installing_a_tuned_student_installs_its_base(base, tmp_path, monkeypatch):
     tuned = saved(tmp_path / "tuned", base, changed(base.weights()))
-    delta.write(tmp_path / "tiny.safetensors", base, tuned, None, "tiny", "# Tiny\n")
+    delta.write(tmp_path / "tiny.safetensors", base, tuned, None, "tiny")
     monkeypatch.setenv("QDENGINE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "tiny.safetensors"
     entry = Tuned("smollm2-135m", str(file), checkpoint.sha256(file), "for the test")

@@ -82,12 +82,9 @@ def digest(weights: Weights) -> str:
     return found.hexdigest()
 
 
-def write(
-    path: Path, base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str, card: str = ""
-) -> None:
-    """Write the file that `install` reads. layers: of `base`, those that `tuned` was made of; None for all.
-
-    source, card: of the bundle that it will make.
+def write(path: Path, base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str) -> None:
+    """Write the file that `install` reads, without a card. layers: of `base`, those that `tuned` was made of; None for
+    all. source: of the bundle that it will make.
     """
     weights = _selected(base, layers)
     changes = make(weights, tuned.weights())
@@ -97,7 +94,7 @@ def write(
         "stop_ids": tuned.stop_ids,
         "layers": layers,
         "source": source,
-        "card": card,
+        "card": "",
     }
     about = {
         "format": FORMAT,
@@ -109,7 +106,7 @@ def write(
 
 
 def set_card(path: Path, card: str) -> None:
-    """Give a file that `write` wrote another card."""
+    """Give a file that `write` wrote the card of the bundle that it will make."""
     about, changes = _read(path)
     _save(path, about | {"facts": json.dumps(json.loads(about["facts"]) | {"card": card})}, changes)
 

@@ -42,10 +42,11 @@ class Document:
     def _sentences_up_to(self, end: int) -> Sentences:
         made = self._sentences
         if end not in made:
-            # Of the whole text, and of the part that was asked for last: it depends on the query's length.
-            self._sentences = {n: one for n, one in made.items() if n == len(self.key.text)}
-            self._sentences[end] = Sentences(self.key.text[self.key.head : end])
-        return self._sentences[end]
+            # Of the whole text, and of the part that was asked for last: it depends on the query's length. Another
+            # thread may ask for another part meanwhile, so that what is made is replaced and never changed.
+            whole = {n: one for n, one in made.items() if n == len(self.key.text)}
+            made = self._sentences = whole | {end: Sentences(self.key.text[self.key.head : end])}
+        return made[end]
 
     @property
     def nbytes(self) -> int:

@@ -48,8 +48,8 @@ def to_row(identity: Any, summary: Summary) -> dict[str, Any]:
     }
 
 
-def valid_rows(path: str | os.PathLike[str], most: int) -> list[dict[str, Any]]:
-    """The first `most` rows. Raises `JsonlError` for a line that is none."""
+def valid_rows(path: str | os.PathLike[str], most: int | None) -> list[dict[str, Any]]:
+    """The first `most` rows, or all. Raises `JsonlError` for a line that is none."""
     rows = []
     for row in islice(jsonl.read(path), most):
         if isinstance(row, JsonlError):

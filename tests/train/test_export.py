@@ -94,7 +94,8 @@ def test_scores_and_card(made, tmp_path):
         settings(made, tmp_path / "out", evaluate=[made["folder"] / "rows.jsonl"], precision="int8", rows=2)
     )
     report = json.loads((tmp_path / "out" / "report.json").read_text())["rows.jsonl"]
-    assert len(report) == 2 and "int8" in report
+    with Engine.from_pretrained(bundle) as engine:
+        assert set(report) == {engine.precision, "int8"}
     assert all(one["rows"] == 2 and one["failed"] == 0 for one in report.values())
     text = (bundle / "README.md").read_text(encoding="utf-8")
     scored = f"| rows.jsonl (2) | int8 | {report['int8']['scores']['rouge1']['mean']:.2f} |"

@@ -170,7 +170,7 @@ def test_packs_are_no_larger_than_asked(bundle, tmp_path, pair_data):
             assert ids[::2] == ids[1::2], "the better one, then the worse"
     path = write_rows(tmp_path / "rows.jsonl", [{**row, "summary": row["chosen"]} for row in many])
     data = config.Data(train=[path], validation=[path], queries=3, packs=2, max_tokens=256)
-    train, validation = stages._row_packs(data, packer, Counter())
+    train, validation = stages.row_packs(data, packer, Counter())
     assert [len(pack.branches) for pack in train] == [3, 3]
     assert [len(pack.branches) for pack in validation] == [3, 3, 1]
     assert len(rows.read([path])) == len([*jsonl.read(path)]) == 7

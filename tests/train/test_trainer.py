@@ -232,7 +232,7 @@ def test_evaluation_is_the_mean_over_all_items(run, bundle):
     (found,) = (row for row in jsonl.read(settings.output / METRICS) if "eval_loss" in row)
     source, shape, prompt = stages.model.open_student(settings.student)
     packer = stages.Packer(source.tokenizer(), prompt, source.stop_ids[-1], 256, 512, settings.data.absent)
-    _, validation = stages._row_packs(settings.data, packer, stages.Counter())
+    _, validation = stages.row_packs(settings.data, packer, stages.Counter())
     model = stages.model.make(settings, source, shape)
     with torch.no_grad():
         sums = [Labels().sums(model, trainer.batch(pack)) for pack in validation]

@@ -26,7 +26,7 @@ constexpr int64_t kMaxRows = kTokenTile * kMaxGroup;
 // c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
 template <int R, int C>
 inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth) {
-  constexpr int kRegs = C * kLanes / kWidth;  // of a row: a wider vector than the set's own would be kept in memory
+  constexpr int kRegs = C * kLanes / kWidth;  // of a row
   Reg acc[R][kRegs];
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < kRegs; ++j) acc[r][j] = load_reg(c + r * ldc + j * kWidth);
@@ -39,7 +39,7 @@ inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, floa
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < kRegs; ++j) *reinterpret_cast<Reg*>(c + r * ldc + j * kWidth) = acc[r][j];
+    for (int j = 0; j < kRegs; ++j) store_reg(c + r * ldc + j * kWidth, acc[r][j]);
   }
 }
 

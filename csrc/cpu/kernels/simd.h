@@ -93,7 +93,8 @@ inline void store_some(T* p, Vec x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store1(p + i, x[i]);
 }
 
-// Registers of the instruction set, for shuffles: GCC takes those of wider vectors apart into single elements.
+// Registers of the instruction set, for shuffles, which GCC takes apart into single elements in wider vectors, and for sums over a
+// loop, which it keeps in memory.
 #if defined(QDENGINE_ISA_avx512)
 constexpr int kWidth = 16;
 #elif defined(QDENGINE_ISA_avx2)
@@ -110,6 +111,8 @@ inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
 inline Reg load_reg(const bf16* p) {
   return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
 }
+
+inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
 
 // to[c * ld + r] = rows[r][i + c] for kWidth rows and columns, by log2(kWidth) rounds that interleave the halves of the set.
 template <class T>
@@ -132,7 +135,7 @@ inline void transpose(const T* const* rows, int64_t i, float* to, int64_t ld) {
     for (int r = 0; r < kWidth; ++r) x[r] = y[r];
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kWidth; ++r) *reinterpret_cast<Reg*>(to + r * ld) = x[r];
+  for (int r = 0; r < kWidth; ++r) store_reg(to + r * ld, x[r]);
 }
 
 // One fixed order of addition on every instruction set.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .. import jsonl
 from ..engine.engine import Engine
-from ..summarize_file import summarize_file
+from ..summarize_file import summarize_file, valid_rows
 from .report import evaluate
 
 _BATCH = 256
@@ -18,8 +17,9 @@ def score(engine: Engine, references: Path, rows: int | None, lang: str, predict
     """The report of `evaluate` over the first `rows` of a file, and `steps`, their mean for a summary.
 
     The summaries are written to `predictions`, which is gone on with where it was interrupted, and the rows beside it.
+    Raises `JsonlError` for a line that is no row.
     """
-    wanted = [row for row in islice(jsonl.read(references), rows) if isinstance(row, dict)]
+    wanted = valid_rows(references, rows)
     source = predictions.with_suffix(".rows.jsonl")
     source.write_bytes(b"".join(map(jsonl.dumps, wanted)))
     summarize_file(engine, str(source), str(predictions), _BATCH)

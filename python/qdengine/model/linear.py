@@ -8,7 +8,7 @@ of the weight.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 from typing import Protocol
 
 import torch
@@ -88,9 +88,7 @@ class Int8Linear:
     def _sums(self, x: Tensor) -> Tensor:
         if self._wide is not None:
             parts = zip(self._wide, x.split(_EXACT_WIDTH, 1), strict=True)
-            return torch.stack([part(numbers.float()).to(torch.int32) for part, numbers in parts]).sum(
-                0, dtype=torch.int32
-            )
+            return reduce(torch.add, (part(numbers.float()).to(torch.int32) for part, numbers in parts))
         rows = len(x)
         if x.is_cuda and rows <= 16:  # cuBLASLt wants more
             x = torch.nn.functional.pad(x, (0, 0, 0, 32 - rows))
@@ -146,9 +144,9 @@ def require(number: torch.dtype, device: torch.device) -> None:
 
 def _packs(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies `dtype` on this CPU with weights in its own layout."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return torch.backends.mkldnn.is_available()
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache

@@ -222,7 +222,7 @@ class Export(Section):
     """student: the bundle of a run. base: where given, a small file is made as well, of what was changed in it; the
     bundle then has what that file restores. layers: of `base`, those that the student was made of.
 
-    evaluate: files of rows for the scores, in the precision of the student and in int8. name, data, licence, limits:
+    evaluate: files of rows for the scores, in `auto` and in int8. name, data, licence, limits:
     for the model card; data names each source with its licence.
     """
 

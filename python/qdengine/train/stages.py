@@ -11,6 +11,7 @@ from .. import checkpoint, student
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, TrainingError
 from ..model.reference import ReferenceModel
+from ..prompt import PromptFormat
 from . import config, model, rows
 from .model import PackModel
 from .objectives import Labels, Objective, Preference, Teacher
@@ -22,13 +23,13 @@ BUNDLE = "bundle"
 
 def sft(settings: config.Sft) -> Path:
     """Fine-tune on rows. Returns the bundle."""
-    return _run(settings, lambda source: Labels(), _row_packs)
+    return _run(settings, lambda source: Labels(), row_packs)
 
 
 def distill(settings: config.Distill) -> Path:
     """Train on a teacher's labels, and towards its distribution. Returns the bundle."""
     if settings.teacher is None:
-        return _run(settings, lambda source: Labels(), _row_packs)
+        return _run(settings, lambda source: Labels(), row_packs)
     opened = checkpoint.load(student.resolve(settings.teacher))
 
     def objective(source: Checkpoint) -> Objective:
@@ -40,7 +41,7 @@ def distill(settings: config.Distill) -> Path:
             )
         return Teacher(_frozen(opened, settings), settings.divergence)
 
-    return _run(settings, objective, _row_packs, opened)
+    return _run(settings, objective, row_packs, opened)
 
 
 def dpo(settings: config.Dpo) -> Path:
@@ -78,12 +79,8 @@ def _run(
         print(f"{bundle} is there already", file=sys.stderr)
         return bundle
     data = settings.data
-    packer = Packer(
-        source.tokenizer(), prompt, source.stop_ids[-1], data.max_tokens, positions, data.absent, data.absent_share,
-        settings.training.seed,
-    )  # fmt: skip
     skipped: Counter[str] = Counter()
-    train, validation = make_packs(data, packer, skipped)
+    train, validation = make_packs(data, packer_of(settings, source, prompt, positions), skipped)
     for name, packs, wanted in (("train", train, True), ("validation", validation, data.validation)):
         if wanted and not packs:
             raise TrainingError(f"data.{name} has nothing that can be used: {_counted(skipped)}")
@@ -100,7 +97,16 @@ def _run(
     return model.save(bundle, trained, source, shape, prompt, origin)
 
 
-def _row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:
+def packer_of(settings: config.Run, source: Checkpoint, prompt: PromptFormat, positions: int) -> Packer:
+    """What makes the packs of a run of the student `source`. positions: most tokens of a prompt and its target."""
+    data = settings.data
+    return Packer(
+        source.tokenizer(), prompt, source.stop_ids[-1], data.max_tokens, positions, data.absent, data.absent_share,
+        settings.training.seed,
+    )  # fmt: skip
+
+
+def row_packs(data: config.Data, packer: Packer, skipped: Counter[str]) -> tuple[list[Pack], list[Pack]]:
     groups = rows.by_document(rows.read(data.train, data.rows))
     if data.share_answers:
         groups = rows.share_answers(groups)
