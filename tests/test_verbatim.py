@@ -7,6 +7,7 @@ import pytest
 from qdengine import verbatim
 from qdengine.prompt import DOCUMENT_FIRST, Prompt, encode
 from qdengine.request import Request
+from qdengine.sentences import Sentences
 from qdengine.tokenizer import Tokenizer
 from tiny import tokenizer_json
 
@@ -29,6 +30,11 @@ def read(tokenizer: Tokenizer, document: str, *written: tuple[int, int] | str) -
     return verbatim.spans(prompt, document, np.concatenate([ids[:0], *parts]), verbatim.break_id(tokenizer))
 
 
+def likeliest(document: str) -> int:
+    """Where the sentence of the highest rank begins, for the query of `read`."""
+    return Sentences(document).best("fox", 1)[0][0]
+
+
 def test_lines_in_a_row_are_one_span(tokenizer):
     """The break's own token, written where it stands in the document, parts nothing."""
     document = "One.\nTwo."
@@ -47,12 +53,16 @@ def test_white_space_is_left_out(tokenizer):
 def test_which_of_several_places(tokenizer):
     """One where the sentence ends, of these the one behind the span before, else that of the highest rank."""
     document = "Dogs. The fox sleeps. The fox. Rain. The fox."
-    assert read(tokenizer, document, (22, 29)) == [(6, 13)], (
-        "not the end of a sentence anywhere: the earliest ranks highest"
-    )
+    assert likeliest(document) == 22, "neither the first place nor the last"
+    assert read(tokenizer, document, (6, 13)) == [(22, 29)], "not the end of a sentence anywhere"
     assert read(tokenizer, document, (37, 45)) == [(22, 30)]
     assert read(tokenizer, document, (31, 36), "\n", (22, 30)) == [(31, 36), (22, 30)]
+    document = "The fox sleeps.\nThe fox\nRain."
+    assert likeliest(document) == 0
+    assert read(tokenizer, document, (0, 7)) == [(16, 23)], "a sentence ends here alone"
     document = "Dogs.\nRain.\nOwls.\nRain."
+    scores = Sentences(document).scores("fox")
+    assert scores[1] > scores[3]
     assert read(tokenizer, document, (18, 23)) == [(6, 11)]
     assert read(tokenizer, document, (12, 23)) == [(12, 23)], "a break alone is between them"
 

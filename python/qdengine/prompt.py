@@ -93,7 +93,7 @@ class Prompt:
     """ids: int32 [T]. The document part (title included) is ids[document_begin:document_end].
 
     shareable: leading tokens that every request with the same text up to the document's end has, too.
-    ranks: int32 [T], what `ngram_propose` prefers: 2 * (overlap of the token's sentence with the query) + (1 at a
+    ranks: int32 [T], what `ngram_propose` prefers: 2 * (the token's sentence's score for the query) + (1 at a
         sentence start) for the document's tokens, 0 elsewhere. truncated: the document was cut.
     part_offsets: int32 [document_end - document_begin, 2], characters of the part, in which the document begins at
         `head`, less `indent` characters of white space.

@@ -85,7 +85,7 @@ def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
 
 def branched(model: ReferenceModel, beginning: torch.Tensor, branches: list[torch.Tensor]) -> torch.Tensor:
     """Logits of all tokens of the tree, [T, V]."""
-    tree = Tree.of(len(beginning), [len(branch) for branch in branches])
+    tree = Tree.of([(len(beginning), [len(branch) for branch in branches])])
     return model(torch.cat([beginning, *branches]).unsqueeze(0), tree)[0]
 
 
@@ -121,7 +121,7 @@ def test_branches_are_as_if_alone(trees, family, dtype, prefix, lengths, seed):
     found, wanted = branched(model, beginning, branches), alone(model, beginning, branches)
     assert torch.allclose(found, wanted, rtol=0, atol=SHARES[dtype] * wanted.abs().max().item())
     rows = torch.randperm(len(found), generator=generator)[:5]
-    ids, tree = torch.cat([beginning, *branches]).unsqueeze(0), Tree.of(prefix, lengths)
+    ids, tree = torch.cat([beginning, *branches]).unsqueeze(0), Tree.of([(prefix, lengths)])
     some = model(ids, tree, rows)
     assert some.shape == (1, len(rows), model.config.vocab_size)
     assert torch.allclose(some[0], found[rows], rtol=0, atol=SHARES[dtype] * wanted.abs().max().item())
@@ -142,6 +142,30 @@ def test_gradients_of_branches_are_as_if_alone(trees, family):
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, wanted in gradients[1].items():
         assert torch.allclose(gradients[0][name], wanted, rtol=0, atol=1e-9 * wanted.abs().max().item()), name
+
+
+SEVERAL = [(20, [7, 1, 12]), (5, []), (3, [4])]
+
+
+def test_trees_in_a_row_are_as_if_alone(trees):
+    """One of them without branches, as what fills a row up."""
+    model = trees["llama"]
+    ids = torch.randint(0, model.config.vocab_size, (52,), generator=torch.Generator().manual_seed(2))
+    together = model(ids.unsqueeze(0), Tree.of(SEVERAL))[0]
+    for shape, own, found in zip(SEVERAL, ids.split([40, 5, 7]), together.split([40, 5, 7]), strict=True):
+        wanted = model(own.unsqueeze(0), Tree.of([shape]))[0]
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item()), shape
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", TREES)
+def test_one_kernel_for_all_branches(trees, family):
+    """Forwards; with gradients, which it has on a GPU alone, in tests/train/test_gpu.py."""
+    model = trees[family]
+    ids = torch.randint(0, model.config.vocab_size, (1, 52), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted, found = (model(ids, Tree.of(SEVERAL, fused=fused)) for fused in (False, True))
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_branches_do_not_see_each_other(trees):

@@ -14,16 +14,21 @@ CASES = {
     "distill": (config.Distill, {"teacher": True}),
     "dpo": (config.Dpo, {}),
 }
+TOGETHER = {"tokens": 1024}
+"""Packs in one kernel, by compiled layers."""
 
 
+@pytest.mark.parametrize("more_training", [{}, TOGETHER], ids=["apart", "together"])
 @pytest.mark.parametrize("case", CASES)
-def test_losses_are_those_of_the_cpu(run, tmp_path, bundle, pair_data, case):
+def test_losses_are_those_of_the_cpu(run, tmp_path, bundle, pair_data, case, more_training):
     kind, more = CASES[case]
     more = more | ({"teacher": str(bundle)} if "teacher" in more else {})
     more |= {"data": pair_data} if kind is config.Dpo else {}
     losses = []
     for device in ("cpu", "cuda"):
-        settings = run(kind, output=str(tmp_path / device), training={"device": device, "steps": 4}, **more)
+        settings = run(
+            kind, output=str(tmp_path / device), training={"device": device, "steps": 4} | more_training, **more
+        )
         getattr(stages, kind.__name__.lower())(settings)
         rows = jsonl.read(settings.output / "metrics.jsonl")
         losses.append([row[name] for row in rows for name in ("loss", "eval_loss") if name in row])

@@ -34,7 +34,7 @@ def packer(bundle) -> Packer:
 @pytest.fixture(scope="module")
 def inputs(packer):
     (pack,) = packer.packs(rows.by_document([Row(**row) for row in synthetic.rows(2)]), Counter())
-    return batch(pack)
+    return batch([pack])
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def pair_inputs(packer):
         for name in ("chosen", "rejected")
     ]
     (pack,) = packer.packs(rows.by_document(pairs), Counter())
-    return batch(pack)
+    return batch([pack])
 
 
 def moved(model: PackModel) -> PackModel:
@@ -77,7 +77,7 @@ def test_the_loss_of_a_pack_is_that_of_its_rows(model, packer):
         logits = model.model(ids.unsqueeze(0))[0]
         at = slice(len(ids) - branch.target - 1, len(ids) - 1)
         total += label_loss(logits[at], ids[len(ids) - branch.target :]).item()
-    assert Labels().sums(model, batch(pack))["loss"].item() == pytest.approx(total, rel=1e-4)
+    assert Labels().sums(model, batch([pack]))["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,7 @@ from qdengine.prompt import DOCUMENT_FIRST, QUERY_FIRST, encode
 from qdengine.request import Request
 from qdengine.tokenizer import Tokenizer
 from qdengine.train import rows
-from qdengine.train.packs import Branch, Pack, Packer, batch, pairs_only, target_ids
+from qdengine.train.packs import Branch, Pack, Packer, batch, pairs_only, target_ids, together
 from qdengine.train.rows import Row
 from tiny import tokenizer_json
 from tokenizers import Tokenizer as Loaded
@@ -82,17 +83,50 @@ def test_batch():
         np.arange(5, dtype=np.int32),
         (Branch("a", np.arange(10, 16, dtype=np.int32), 2), Branch("b", np.arange(20, 23, dtype=np.int32), 3)),
     )
-    found = batch(pack)
+    found = batch([pack])
     assert found["ids"].tolist() == [[0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 20, 21, 22]]
-    assert (found["prefix"], found["lengths"]) == (5, [6, 3]) and len(pack) == 14
+    assert found["shapes"] == [(5, [6, 3])] and not found["fused"] and len(pack) == 14
     assert found["rows"].tolist() == [8, 9, 10, 11, 12]
     assert found["labels"].tolist() == [14, 15, 20, 21, 22] and found["branch"].tolist() == [0, 0, 1, 1, 1]
     assert all(tensor.dtype == torch.int64 for tensor in found.values() if isinstance(tensor, torch.Tensor))
 
 
+def test_a_batch_of_packs_is_filled_up():
+    """With a beginning that nothing is learnt from; branches are counted through."""
+    one = Pack(np.arange(5, dtype=np.int32), (Branch("a", np.arange(10, 16, dtype=np.int32), 2),))
+    other = Pack(np.arange(3, dtype=np.int32), (Branch("b", np.arange(20, 23, dtype=np.int32), 1),))
+    found = batch([one, other], 20)
+    assert found["ids"].tolist() == [[0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 0, 1, 2, 20, 21, 22, 0, 0, 0]]
+    assert found["shapes"] == [(5, [6]), (3, [3]), (3, [])] and found["fused"]
+    assert found["rows"].tolist() == [8, 9, 15] and found["labels"].tolist() == [14, 15, 22]
+    assert found["branch"].tolist() == [0, 0, 1]
+    assert batch([one, other], 17)["shapes"] == [(5, [6]), (3, [3])]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=30),
+    tokens=st.sampled_from([None, 16, 64]),
+    seed=st.integers(0, 9),
+)
+def test_together(sizes, tokens, seed):
+    """Every pack once, as many as fit; the same for the same seed."""
+    branch = (Branch("a", np.zeros(1, np.int32), 1),)
+    packs = [Pack(np.full(size - 1, i, np.int32), branch) for i, size in enumerate(sizes)]
+    groups = together(packs, tokens, seed)
+    assert sorted(int(pack.beginning[0]) for group in groups for pack in group) == list(range(len(sizes)))
+    assert all(len(group) == 1 or sum(map(len, group)) <= tokens for group in groups)
+    if tokens is None:
+        assert groups == [[pack] for pack in packs]
+    else:
+        assert all(sum(map(len, a)) + len(b[0]) > tokens for a, b in itertools.pairwise(groups))
+        again = together(packs, tokens, seed)
+        assert [[id(pack) for pack in group] for group in again] == [[id(pack) for pack in group] for group in groups]
+
+
 def test_rows_are_before_their_labels():
     for pack in packed(rows.by_document(some(4)))[0]:
-        found = batch(pack)
+        found = batch([pack])
         assert torch.equal(found["ids"][0, found["rows"] + 1], found["labels"])
         assert all(branch.target < len(branch.ids) for branch in pack.branches), "a label's row is of its own branch"
 

@@ -226,8 +226,9 @@ def test_the_gradient_is_that_of_the_mean_over_the_step(run, monkeypatch):
     assert [row["grad_norm"] for row in rows[:2]] == pytest.approx(norms, rel=1e-3)
 
 
-def test_evaluation_is_the_mean_over_all_items(run, bundle):
-    settings = run(training={"steps": 1, "evaluate_every": 1})
+@pytest.mark.parametrize("tokens", [None, 1024], ids=["apart", "together"])
+def test_evaluation_is_the_mean_over_all_items(run, bundle, tokens):
+    settings = run(training={"steps": 1, "evaluate_every": 1, "tokens": tokens})
     stages.sft(settings)
     (found,) = (row for row in jsonl.read(settings.output / METRICS) if "eval_loss" in row)
     source, shape, prompt = stages.model.open_student(settings.student)
@@ -235,7 +236,7 @@ def test_evaluation_is_the_mean_over_all_items(run, bundle):
     _, validation = stages.row_packs(settings.data, packer, stages.Counter())
     model = stages.model.make(settings, source, shape)
     with torch.no_grad():
-        sums = [Labels().sums(model, trainer.batch(pack)) for pack in validation]
+        sums = [Labels().sums(model, trainer.batch([pack])) for pack in validation]
     items = sum(branch.target for pack in validation for branch in pack.branches)
     assert found["eval_loss"] == pytest.approx(sum(one["loss"].item() for one in sums) / items, rel=1e-4)
     assert found["eval_accuracy"] == pytest.approx(sum(one["accuracy"].item() for one in sums) / items)
@@ -249,6 +250,19 @@ def test_evaluation_changes_nothing(run, tmp_path):
         stages.sft(settings)
         found.append([row for row in noted(settings.output) if "loss" in row])
     assert found[0] == found[1]
+
+
+def test_packs_together_are_a_step_of_as_many(run, tmp_path):
+    """The loss of the first step over all rows, whether their packs go through the model alone or together."""
+    found = []
+    for name, changes in (("apart", {"batch": 1000}), ("together", {"batch": 1000, "tokens": 1024})):
+        settings = run(output=str(tmp_path / name), training={"steps": 1, **changes})
+        stages.sft(settings)
+        (row,) = (row for row in jsonl.read(settings.output / METRICS) if "items" in row)
+        found.append(row)
+    assert found[0]["items"] == found[1]["items"]
+    for figure in ("loss", "grad_norm", "accuracy"):
+        assert found[1][figure] == pytest.approx(found[0][figure], rel=1e-3), figure
 
 
 @pytest.mark.parametrize(

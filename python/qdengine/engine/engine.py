@@ -348,7 +348,8 @@ class Engine:
         """A step broke: every sequence in it ends with an error, and the engine goes on with an empty slate, unless the
         device is lost."""
         self._flight = None
-        told = f"{type(cause).__name__}: {cause}"
+        first, _, _ = str(cause).strip().partition("\n")  # the other lines of CUDA's are how to debug it
+        told = f"{type(cause).__name__}: {first}"
         if self._runner.works():
             error = EngineError(f"a step failed: {told}")
             error.__cause__ = cause

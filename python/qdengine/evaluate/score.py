@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import jsonl
-from ..engine.engine import Engine
 from ..summarize_file import summarize_file, valid_rows
 from .report import evaluate
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
 
 _BATCH = 256
 

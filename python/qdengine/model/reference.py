@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ..config import ModelConfig
 from .rope import rope_tables
 
 _attention = F.scaled_dot_product_attention
+
+Shape = tuple[int, Sequence[int]]
+"""Tokens of a beginning, and of each of its branches."""
 
 
 def _norm(config: ModelConfig, width: int) -> nn.Module:
@@ -24,34 +29,67 @@ def _norm(config: ModelConfig, width: int) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Branches that continue one beginning, one after another in one row of T tokens.
+    """Beginnings, each with branches that continue it, one after another in one row of T tokens.
 
-    prefix: tokens of the beginning, which attend causally; positions: int64 [T]; masks: of each branch of n tokens,
-    bool [n, prefix + n], what these attend to: the beginning, and their own branch up to themselves.
+    shapes: of each, the tokens of the beginning, which attend causally, and those of its branches, which attend to it
+    and to themselves up to each token. positions: int64 [T]. blocks: the same as a sparse mask over all T, where one
+    kernel is to do it (`fused`).
     """
 
-    prefix: int
+    shapes: tuple[Shape, ...]
     positions: Tensor
-    masks: tuple[Tensor, ...]
+    blocks: BlockMask | None = None
 
     @classmethod
-    def of(cls, prefix: int, branches: list[int], device: torch.device | str = "cpu") -> Tree:
-        """The tree of a beginning of `prefix` tokens and branches of so many tokens each."""
-        longest = torch.ones(max(branches), prefix + max(branches), dtype=torch.bool, device=device).tril(prefix)
-        spans = [(0, prefix), *((prefix, prefix + n) for n in branches)]
-        positions = torch.cat([torch.arange(*span, device=device) for span in spans])
-        return cls(prefix, positions, tuple(longest[:n, : prefix + n] for n in branches))
+    def of(cls, shapes: Sequence[Shape], device: torch.device | str = "cpu", fused: bool = False) -> Tree:
+        parts = [torch.arange(*span) for prefix, lengths in shapes for span in _spans(prefix, lengths)]
+        positions = torch.cat(parts).to(device)
+        return cls(tuple(shapes), positions, _blocks(shapes, device) if fused else None)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
-        """[S, heads, T, width]. A branch at a time: together, most of what they would compute is masked."""
-        prefix, begin = self.prefix, self.prefix
-        mixed = [_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True, enable_gqa=gqa)]
-        for mask in self.masks:
-            own = slice(begin, begin + len(mask))
-            keys, values = (torch.cat([x[:, :, :prefix], x[:, :, own]], 2) for x in (k, v))
-            mixed.append(_attention(q[:, :, own], keys, values, attn_mask=mask, enable_gqa=gqa))
-            begin = own.stop
-        return torch.cat(mixed, 2)
+        """[S, heads, T, width]."""
+        if self.blocks is not None:
+            # Contiguous: compiled for a CPU with what comes before it, it reads other layouts wrongly (torch 2.13).
+            q, k, v = (x.to(v.dtype).contiguous() for x in (q, k, v))
+            found = flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=gqa)
+            assert isinstance(found, Tensor)  # no log-sums were asked for
+            return found
+        sizes = [prefix + sum(lengths) for prefix, lengths in self.shapes]
+        parts = zip(self.shapes, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
+        return torch.cat([_by_branch(*part, gqa) for part in parts], 2)
+
+
+def _spans(prefix: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """The positions of a beginning and of each of its branches."""
+    return [(0, prefix), *((prefix, prefix + n) for n in lengths)]
+
+
+def _by_branch(shape: Shape, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
+    """A branch at a time: together, most of what they would compute is masked."""
+    prefix, lengths = shape
+    begin = prefix
+    mixed = [_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True, enable_gqa=gqa)]
+    for n in lengths:
+        own = slice(begin, begin + n)
+        mask = torch.ones(n, prefix + n, dtype=torch.bool, device=q.device).tril(prefix)
+        keys, values = (torch.cat([x[:, :, :prefix], x[:, :, own]], 2) for x in (k, v))
+        mixed.append(_attention(q[:, :, own], keys, values, attn_mask=mask, enable_gqa=gqa))
+        begin = own.stop
+    return torch.cat(mixed, 2)
+
+
+def _blocks(shapes: Sequence[Shape], device: torch.device | str) -> BlockMask:
+    counts = torch.tensor([n for prefix, lengths in shapes for n in (prefix, *lengths)])
+    tree = torch.tensor([i for i, (_, lengths) in enumerate(shapes) for _ in range(1 + len(lengths))])
+    branch = torch.tensor([j for _, lengths in shapes for j in range(1 + len(lengths))])
+    trees, branches = (x.repeat_interleave(counts).to(device) for x in (tree, branch))
+
+    def attends(_: Tensor, __: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        ancestor = (branches[k] == 0) | (branches[k] == branches[q])
+        return (trees[q] == trees[k]) & ancestor & (k <= q)
+
+    tokens = int(counts.sum())
+    return create_block_mask(attends, None, None, tokens, tokens, device=device)
 
 
 class Layer(nn.Module):

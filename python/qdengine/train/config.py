@@ -113,13 +113,15 @@ class Lora(Section):
 
 
 class Training(Section):
-    """steps: of the optimizer, or None for `epochs`. batch: packs of a step. warmup: steps to the full learning rate;
-    decay: share of the steps, the last ones, in which it falls to 0. precision: of the products; weights are float32.
-    save_every, evaluate_every, log_every: steps.
+    """steps: of the optimizer, or None for `epochs`. tokens: packs go through the model together up to so many tokens,
+    by kernels compiled for them where the device is CUDA; None for a pack at a time. batch: how often so in a step.
+    warmup: steps to the full learning rate; decay: share of the steps, the last ones, in which it falls to 0.
+    precision: of the products; weights are float32. save_every, evaluate_every, log_every: steps.
     """
 
     steps: Count | None = None
     epochs: Positive = 1.0
+    tokens: Annotated[int, Field(ge=128, multiple_of=128)] | None = None
     batch: Count = 4
     learning_rate: Positive = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 20

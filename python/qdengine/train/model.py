@@ -14,7 +14,7 @@ from .. import checkpoint, student
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig, is_linear
 from ..errors import ConfigError
-from ..model.reference import ReferenceModel, Tree
+from ..model.reference import Layer, ReferenceModel, Tree
 from ..prompt import DOCUMENT_FIRST, QUERY_FIRST, SENTENCES, PromptFormat
 from . import config
 
@@ -27,10 +27,20 @@ class PackModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._compiled = False
 
     def forward(self, inputs: dict[str, Any]) -> Tensor:
-        tree = Tree.of(inputs["prefix"], inputs["lengths"], inputs["ids"].device)
-        return self.model(inputs["ids"], tree, inputs["rows"])[0]
+        ids, fused = inputs["ids"], inputs["fused"]
+        if fused and not self._compiled:
+            self._compile()
+        tree = Tree.of(inputs["shapes"], ids.device, fused)
+        return self.model(ids, tree, inputs["rows"])[0]
+
+    def _compile(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Layer):  # all of them together would be compiled for minutes
+                module.compile(dynamic=False)
+        self._compiled = True
 
 
 def open_student(

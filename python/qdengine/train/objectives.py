@@ -65,7 +65,7 @@ class Preference:
     sft_share: float
 
     def items(self, inputs: Inputs) -> int:
-        return len(inputs["lengths"]) // 2
+        return _branches(inputs) // 2
 
     def sums(self, model: PackModel, inputs: Inputs) -> Sums:
         own = self._likelihoods(model, inputs)
@@ -79,8 +79,12 @@ class Preference:
         return {"loss": loss, "margin": margins.sum(), "accuracy": (margins > 0).sum()}
 
     def _likelihoods(self, model: PackModel, inputs: Inputs) -> Tensor:
-        count = len(inputs["lengths"])
-        return losses.log_likelihoods(model(inputs), inputs["labels"], inputs["branch"], count).view(-1, 2)
+        found = losses.log_likelihoods(model(inputs), inputs["labels"], inputs["branch"], _branches(inputs))
+        return found.view(-1, 2)
 
     def _without_adapters(self, model: PackModel) -> AbstractContextManager[Any]:
         return model.model.disable_adapter() if self.reference is None else nullcontext()  # type: ignore[operator]
+
+
+def _branches(inputs: Inputs) -> int:
+    return sum(len(lengths) for _, lengths in inputs["shapes"])

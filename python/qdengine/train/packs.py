@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import RequestError
+from ..model.reference import Shape
 from ..prompt import SENTENCE_CHARACTERS, Prompt, PromptFormat, encode
 from ..request import Request
 from ..tokenizer import Tokenizer
@@ -48,24 +49,47 @@ class Pack:
         return len(self.beginning) + sum(len(branch.ids) for branch in self.branches)
 
 
-def batch(pack: Pack) -> dict[str, Any]:
-    """Tensors of one pack of T tokens, R of which are to be learnt: ids int64 [1, T]; prefix and lengths, for
-    `Tree.of`; rows int64 [R], the tokens before those; labels int64 [R]; branch int64 [R], which branch each is of."""
-    rows, branch, end = [], [], len(pack.beginning)
-    for i, one in enumerate(pack.branches):
-        end += len(one.ids)
-        rows.append(np.arange(end - one.target - 1, end - 1))
-        branch.append(np.full(one.target, i))
-    ids = torch.from_numpy(np.concatenate([pack.beginning, *(one.ids for one in pack.branches)]).astype(np.int64))
+def batch(packs: Sequence[Pack], tokens: int = 0) -> dict[str, Any]:
+    """Tensors of packs of T tokens together, R of which are to be learnt: ids int64 [1, T]; shapes, for `Tree.of`; rows
+    int64 [R], the tokens before those; labels int64 [R]; branch int64 [R], which of all branches each is of; fused,
+    whether T is the same for all: with `tokens`, up to which they are filled with a beginning that is not learnt from.
+    """
+    parts: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    branch: list[np.ndarray] = []
+    shapes: list[Shape] = []
+    end = 0
+    for pack in packs:
+        end += len(pack.beginning)
+        parts.append(pack.beginning)
+        shapes.append((len(pack.beginning), [len(one.ids) for one in pack.branches]))
+        for one in pack.branches:
+            end += len(one.ids)
+            parts.append(one.ids)
+            branch.append(np.full(one.target, len(rows)))
+            rows.append(np.arange(end - one.target - 1, end - 1))
+    if end < tokens:
+        parts.append(np.zeros(tokens - end, np.int32))
+        shapes.append((tokens - end, []))
+    ids = torch.from_numpy(np.concatenate(parts).astype(np.int64))
     at = torch.from_numpy(np.concatenate(rows))
-    return {
-        "ids": ids.unsqueeze(0),
-        "prefix": len(pack.beginning),
-        "lengths": [len(one.ids) for one in pack.branches],
-        "rows": at,
-        "labels": ids[at + 1],
-        "branch": torch.from_numpy(np.concatenate(branch)),
-    }
+    labels, of = ids[at + 1], torch.from_numpy(np.concatenate(branch))
+    return {"ids": ids.unsqueeze(0), "shapes": shapes, "rows": at, "labels": labels, "branch": of, "fused": tokens > 0}
+
+
+def together(packs: Sequence[Pack], tokens: int | None, seed: int) -> list[list[Pack]]:
+    """The packs in groups of at most `tokens` tokens, at random; of one pack where it is None, or a pack is longer."""
+    if tokens is None:
+        return [[pack] for pack in packs]
+    groups: list[list[Pack]] = []
+    room = 0
+    for i in np.random.default_rng(seed).permutation(len(packs)):
+        if len(packs[i]) > room:
+            groups.append([])
+            room = tokens
+        groups[-1].append(packs[i])
+        room -= len(packs[i])
+    return groups
 
 
 @dataclass(frozen=True, slots=True)

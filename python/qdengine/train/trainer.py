@@ -22,7 +22,7 @@ from ..errors import TrainingError
 from . import config
 from .model import PackModel, device
 from .objectives import Inputs, Objective
-from .packs import Pack, batch
+from .packs import Pack, batch, together
 
 METRICS = "metrics.jsonl"
 _KEPT = 2
@@ -30,21 +30,24 @@ _KEPT = 2
 
 
 class PackTrainer(Trainer):
-    """Trains `model` on packs, one at a time, `settings.batch` of them a step."""
+    """Trains `model` on packs, as many at a time as `settings.tokens` hold, `settings.batch` times a step."""
 
     def __init__(
         self, folder: Path, model: PackModel, objective: Objective, packs: Sequence[Pack],
         validation: Sequence[Pack], settings: config.Training,
     ) -> None:  # fmt: skip
         self.objective: Objective = objective
-        self.folder, self.validation, self._staging = folder, validation, False
+        self.folder, self._staging = folder, False
+        self.groups, self.validation = (together(some, settings.tokens, settings.seed) for some in (packs, validation))
+        # Compiled layers are compiled again for every other number of tokens.
+        self._size = (settings.tokens or 0) if device(settings).type == "cuda" else 0
         self._sums: dict[str, float] = {}
         super().__init__(
             model=model,
-            args=_arguments(folder, settings, len(packs), bool(validation)),
-            train_dataset=packs,  # type: ignore[arg-type]
-            eval_dataset=validation,  # type: ignore[arg-type]
-            data_collator=lambda items: batch(items[0]),
+            args=_arguments(folder, settings, len(self.groups), bool(validation)),
+            train_dataset=self.groups,  # type: ignore[arg-type]
+            eval_dataset=self.validation,  # type: ignore[arg-type]
+            data_collator=lambda items: batch(items[0], self._size),
         )
         self.remove_callback(PrinterCallback)
         # The loss is a sum over the items of the whole step, as `_get_num_items_in_batch` counts them.
@@ -80,7 +83,7 @@ class PackTrainer(Trainer):
         totals: dict[str, float] = {}
         items = 0
         model.eval()
-        for inputs in map(batch, self.validation):
+        for inputs in (batch(group, self._size) for group in self.validation):
             with torch.no_grad(), self.accelerator.autocast():
                 inputs = self._prepare_inputs(inputs)
                 for name, value in self.objective.sums(model, inputs).items():
@@ -127,8 +130,8 @@ class PackTrainer(Trainer):
             shutil.rmtree(old)
 
 
-def _arguments(folder: Path, settings: config.Training, packs: int, validate: bool) -> TrainingArguments:
-    steps = settings.steps or max(1, round(settings.epochs * math.ceil(packs / settings.batch)))
+def _arguments(folder: Path, settings: config.Training, groups: int, validate: bool) -> TrainingArguments:
+    steps = settings.steps or max(1, round(settings.epochs * math.ceil(groups / settings.batch)))
     warmup = min(settings.warmup, steps)
     decay = round(settings.decay * (steps - warmup))
     arguments = TrainingArguments(
