@@ -20,12 +20,14 @@ train distill "$here/distill.yaml" output=runs/shallow-labels teacher=null
 # D: the paper's shape from scratch.
 train sft "$here/gpt2.yaml"
 
-# E: the document first without sentences; and the query first, on as many tokens: a row alone is a pack.
-train sft "$here/sft.yaml" output=runs/document-first student.prompt=document_first
-train sft "$here/sft.yaml" output=runs/query-first student.prompt=query_first data.queries=1 data.packs=null \
-  training.batch=4
+# E: with sentences, the document first without them, and the query first; on as many tokens: a row alone is a pack there.
+for prompt in sentences document_first query_first; do
+  queries=12
+  [[ $prompt == query_first ]] && queries=1
+  train sft "$here/sft.yaml" output="runs/$prompt" student.prompt=$prompt data.queries=$queries training.steps=320
+done
 
-# F: fewer rows, each once.
+# F: fewer rows, each as often as in A.
 for rows in 1000 3000 10000; do
-  train sft "$here/sft.yaml" output="runs/rows-$rows" data.rows="$rows" training.steps=null training.epochs=1
+  train sft "$here/sft.yaml" output="runs/rows-$rows" data.rows="$rows" training.steps=null training.epochs=1.65
 done
