@@ -43,7 +43,7 @@ STUDENTS: dict[str, Source | Tuned] = {
     DEFAULT_STUDENT: Tuned(
         base="smollm2-135m",
         file="qd-135m.safetensors",
-        sha256="a5721a77b7f7aff34110438cbd28ad6c919d980f2dcdb3359fdbf1b06db265f1",
+        sha256="45c96ce82471b739b7ed5f50402dff62566ce360d0614adf17e8ce1ddff931f7",
         description="tuned to answer queries with sentences of the page (Apache 2.0)",
     ),
     "smollm2-135m": Source(
