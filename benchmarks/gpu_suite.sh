@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, tests and measures all GPU code in one call of at most nine minutes.
+# Builds, tests and measures all GPU code in one call of at most nine minutes; all steps together take longer, so name some.
 #
 #     bash benchmarks/gpu_suite.sh [--steps NAME,NAME] OUT [BUNDLE DATA]
 #     bash benchmarks/gpu_suite.sh --list                    the steps, and the most seconds that each may take
@@ -88,7 +88,9 @@ if on_gpu; then
 fi
 step facts 30 "$python" benchmarks/common.py "$work/facts.json"
 if on_gpu; then
-  step tests 150 "$python" -m pytest -q -m gpu tests
+  step tests-ops 100 "$python" -m pytest -q -m gpu tests/ops
+  step tests-engine 150 "$python" -m pytest -q -m gpu tests/engine
+  step tests-train 120 "$python" -m pytest -q -m gpu tests/train
   # Memory of torch's own allocator would hide what is read or written beside a tensor.
   step memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${sanitizer[@]}" "$python" "${test_ops[@]}" -k "float64 and cuda"
   step racecheck 45 "${sanitizer[@]}" --tool racecheck "$python" "${test_ops[@]}" -k "float64 and cuda and bfloat16"

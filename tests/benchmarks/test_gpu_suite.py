@@ -27,7 +27,7 @@ WORK = {"us": 10.0, "bytes": 1000, "flops": 1000, "unit": "vector", "backend": "
 INVENTED = {
     "gpu": "NVIDIA H100 80GB HBM3",
     "steps": {
-        "tests": {"exit": 0, "seconds": 9, "last_line": "9 passed"},
+        "tests-ops": {"exit": 0, "seconds": 9, "last_line": "9 passed"},
         "ops": {"result": {"rows": [{"op": "gelu", "size": "verify", "dtype": "float32"} | WORK]}},
         "steps": {"result": {"rows": [{"step": "1x33", "precision": "bfloat16"} | WORK]}},
         "attention": {
@@ -65,11 +65,11 @@ def test_steps_are_listed():
     listed = suite("--list")
     assert listed.returncode == 0 and not listed.stderr
     steps = dict(line.split() for line in listed.stdout.splitlines())
-    wanted = {"build", "facts", "tests", "memcheck", "racecheck", "ops", "steps", "attention", "bundle", "compare"}
+    wanted = {"build", "facts", "tests-ops", "memcheck", "racecheck", "ops", "steps", "attention", "bundle", "compare"}
     assert wanted | {"engine-float32", "engine-bfloat16", "lossless", "length"} <= set(steps)
     assert all(5 < int(limit) <= 240 for limit in steps.values())
-    some = suite("--list", "--steps", "ops,tests").stdout.split()
-    assert some[::2] == ["tests", "ops"]
+    some = suite("--list", "--steps", "ops,tests-ops").stdout.split()
+    assert some[::2] == ["tests-ops", "ops"]
 
 
 def test_wrong_use_is_said(tmp_path):

@@ -86,6 +86,7 @@ def test_settings_come_back_as_they_were_noted(tmp_path, whole):
         ("student.scratch={layers: 1, width: 9, heads: 2}", r"student.scratch: .*width \(9\) must be a multiple of"),
         ("student.scratch={layers: 1, width: 8}", "student.scratch.heads: Field required$"),
         ("lora.dropout=1", "lora.dropout"),
+        ("training.tokens=1000", "training.tokens: .*multiple of 128"),
         ("lora.rank=0", "lora.rank"),
         ("lora.alpha=1", "lora.alpha: Extra"),
         ("output=null", "output: "),
@@ -180,6 +181,7 @@ WRONG = [
     ("data", {"train": "bad"}, JsonlError, "row 2: summary must be a text"),
     ("data", {"train": "empty"}, TrainingError, r"data\.train has nothing that can be used: no rows"),
     ("data", {"validation": "empty"}, TrainingError, r"data\.validation has nothing"),
+    ("training", {"tokens": 128}, ConfigError, r"training\.tokens is 128, and a pack has [0-9]+; give [0-9]+$"),
     ("training", {"device": "cuda"}, ConfigError, r"training\.device is cuda, and there is none"),
 ]  # fmt: skip
 

@@ -78,7 +78,7 @@ def batch(packs: Sequence[Pack], tokens: int = 0) -> dict[str, Any]:
 
 
 def together(packs: Sequence[Pack], tokens: int | None, seed: int) -> list[list[Pack]]:
-    """The packs in groups of at most `tokens` tokens, at random; of one pack where it is None, or a pack is longer."""
+    """The packs at random in groups of at most `tokens` tokens, which no pack exceeds; of one pack where it is None."""
     if tokens is None:
         return [[pack] for pack in packs]
     groups: list[list[Pack]] = []

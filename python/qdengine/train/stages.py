@@ -84,6 +84,9 @@ def _run(
     for name, packs, wanted in (("train", train, True), ("validation", validation, data.validation)):
         if wanted and not packs:
             raise TrainingError(f"data.{name} has nothing that can be used: {_counted(skipped)}")
+    longest, together = max(map(len, [*train, *validation])), settings.training.tokens
+    if together and longest > together:
+        raise ConfigError(f"training.tokens is {together}, and a pack has {longest}; give {-(-longest // 128) * 128}")
     _tell(train, skipped)
     goal = objective(source)
     config.claim(folder, settings)
