@@ -11,7 +11,7 @@ import torch
 from qdengine import Engine, checkpoint, delta, jsonl
 from qdengine.errors import ConfigError
 from qdengine.train import config, stages
-from qdengine.train.export import export, history, inherited
+from qdengine.train.export import _told_stage, export, history, inherited
 from tiny import TEXT, tiny_bundle, tokenizer_json
 
 DOCUMENT = TEXT.replace("\n", " ")
@@ -113,6 +113,24 @@ def test_history_is_the_chain_of_runs(made):
     assert Path(second.settings["student"]["init"]) == made["folder"] / "first" / "bundle"
     assert second.figures["step"] == 2 and second.figures["eval_loss"] > 0
     assert history(made["base"]) == []
+
+
+def test_history_goes_through_an_export(made, tmp_path):
+    """Of a bundle that was exported, and of what was trained from one."""
+    again = export(settings(made, tmp_path / "out"))
+    assert [stage.settings["output"] for stage in history(again)] == [
+        str(made["folder"] / n) for n in ("first", "second")
+    ]
+    text = (
+        export(settings(made, tmp_path / "more", student=str(again))).joinpath("README.md").read_text(encoding="utf-8")
+    )
+    assert "2. `qdengine train sft` of `bundle`" in text
+
+
+def test_steps_of_tokens_are_told(made):
+    stage = history(made["student"])[0]
+    stage.settings["training"] |= {"tokens": 1024, "batch": 2}
+    assert "2 steps of 2048 tokens, learning rate 0.01" in _told_stage(stage)
 
 
 def test_what_travels_is_what_was_scored(made, tmp_path):

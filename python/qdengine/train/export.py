@@ -69,9 +69,14 @@ def inherited(init: str) -> list[str]:
 def history(bundle: Path) -> list[Stage]:
     """The runs that made a bundle, first one first, as far as their folders are there."""
     stages: list[Stage] = []
-    while (noted := bundle.parent / SETTINGS).is_file() and len(stages) < 100:
+    seen: set[Path] = set()  # a folder can be made anew of what was made of it
+    while (noted := bundle.parent / SETTINGS).is_file() and noted.resolve() not in seen:
+        seen.add(noted.resolve())
         text = noted.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
+        if isinstance(settings["student"], str):  # of an export, which trains nothing
+            bundle = Path(settings["student"])
+            continue
         figures: dict[str, float] = {}
         for row in jsonl.read(bundle.parent / METRICS):
             figures |= row if isinstance(row, dict) else {}
@@ -121,8 +126,11 @@ def _told_stage(stage: Stage) -> str:
     files = ", ".join(Path(path).name for path in own["data"]["train"])
     how = "low-rank adapters" if own["lora"] else "full parameters"
     training, figures = own["training"], stage.figures
+    size = (
+        f"{training['batch'] * tokens} tokens" if (tokens := training.get("tokens")) else f"{training['batch']} packs"
+    )
     told = f"`{stage.command}` of `{Path(own['student']['init']).name}` on {files}: {how}, {figures['step']} steps of "
-    told += f"{training['batch']} packs, learning rate {training['learning_rate']}, seed {training['seed']}"
+    told += f"{size}, learning rate {training['learning_rate']}, seed {training['seed']}"
     return told + (f"; validation loss {figures['eval_loss']:.3f}" if "eval_loss" in figures else "")
 
 
