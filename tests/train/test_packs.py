@@ -115,10 +115,10 @@ def test_together(sizes, tokens, seed):
     packs = [Pack(np.full(size - 1, i, np.int32), branch) for i, size in enumerate(sizes)]
     groups = together(packs, tokens, seed)
     assert sorted(int(pack.beginning[0]) for group in groups for pack in group) == list(range(len(sizes)))
-    assert tokens is None or all(sum(map(len, group)) <= tokens for group in groups)
     if tokens is None:
         assert groups == [[pack] for pack in packs]
     else:
+        assert all(sum(map(len, group)) <= tokens for group in groups)
         assert all(sum(map(len, a)) + len(b[0]) > tokens for a, b in itertools.pairwise(groups))
         again = together(packs, tokens, seed)
         assert [[id(pack) for pack in group] for group in again] == [[id(pack) for pack in group] for group in groups]

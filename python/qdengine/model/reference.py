@@ -32,19 +32,23 @@ class Tree:
     """Beginnings, each with branches that continue it, one after another in one row of T tokens.
 
     shapes: of each, the tokens of the beginning, which attend causally, and those of its branches, which attend to it
-    and to themselves up to each token. positions: int64 [T]. blocks: the same as a sparse mask over all T, where one
-    kernel is to do it (`fused`).
+    and to themselves up to each token. positions: int64 [T]. masks: of each, bool [n, prefix + n], what its longest
+    branch of n tokens attends to. blocks: instead of them, a sparse mask over all T, where one kernel is to do it
+    (`fused`).
     """
 
     shapes: tuple[Shape, ...]
     positions: Tensor
-    blocks: BlockMask | None = None
+    masks: tuple[Tensor, ...]
+    blocks: BlockMask | None
 
     @classmethod
     def of(cls, shapes: Sequence[Shape], device: torch.device | str = "cpu", fused: bool = False) -> Tree:
-        parts = [torch.arange(*span) for prefix, lengths in shapes for span in _spans(prefix, lengths)]
-        positions = torch.cat(parts).to(device)
-        return cls(tuple(shapes), positions, _blocks(shapes, device) if fused else None)
+        spans = [span for prefix, lengths in shapes for span in ((0, prefix), *((prefix, prefix + n) for n in lengths))]
+        positions = torch.cat([torch.arange(*span) for span in spans]).to(device)
+        if fused:
+            return cls(tuple(shapes), positions, (), _blocks(shapes, device))
+        return cls(tuple(shapes), positions, tuple(_mask(shape, device) for shape in shapes), None)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
         """[S, heads, T, width]."""
@@ -55,25 +59,25 @@ class Tree:
             assert isinstance(found, Tensor)  # no log-sums were asked for
             return found
         sizes = [prefix + sum(lengths) for prefix, lengths in self.shapes]
-        parts = zip(self.shapes, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
+        parts = zip(self.shapes, self.masks, q.split(sizes, 2), k.split(sizes, 2), v.split(sizes, 2), strict=True)
         return torch.cat([_by_branch(*part, gqa) for part in parts], 2)
 
 
-def _spans(prefix: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """The positions of a beginning and of each of its branches."""
-    return [(0, prefix), *((prefix, prefix + n) for n in lengths)]
+def _mask(shape: Shape, device: torch.device | str) -> Tensor:
+    prefix, lengths = shape
+    longest = max(lengths, default=0)
+    return torch.ones(longest, prefix + longest, dtype=torch.bool, device=device).tril(prefix)
 
 
-def _by_branch(shape: Shape, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
+def _by_branch(shape: Shape, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, gqa: bool) -> Tensor:
     """A branch at a time: together, most of what they would compute is masked."""
     prefix, lengths = shape
     begin = prefix
     mixed = [_attention(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix], is_causal=True, enable_gqa=gqa)]
     for n in lengths:
         own = slice(begin, begin + n)
-        mask = torch.ones(n, prefix + n, dtype=torch.bool, device=q.device).tril(prefix)
         keys, values = (torch.cat([x[:, :, :prefix], x[:, :, own]], 2) for x in (k, v))
-        mixed.append(_attention(q[:, :, own], keys, values, attn_mask=mask, enable_gqa=gqa))
+        mixed.append(_attention(q[:, :, own], keys, values, attn_mask=mask[:n, : prefix + n], enable_gqa=gqa))
         begin = own.stop
     return torch.cat(mixed, 2)
 

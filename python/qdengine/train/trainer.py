@@ -38,14 +38,14 @@ class PackTrainer(Trainer):
     ) -> None:  # fmt: skip
         self.objective: Objective = objective
         self.folder, self._staging = folder, False
-        self.groups, self.validation = (together(some, settings.tokens, settings.seed) for some in (packs, validation))
+        groups, self.validation = (together(some, settings.tokens, settings.seed) for some in (packs, validation))
         # Compiled layers are compiled again for every other number of tokens.
         self._size = (settings.tokens or 0) if device(settings).type == "cuda" else 0
         self._sums: dict[str, float] = {}
         super().__init__(
             model=model,
-            args=_arguments(folder, settings, len(self.groups), bool(validation)),
-            train_dataset=self.groups,  # type: ignore[arg-type]
+            args=_arguments(folder, settings, len(groups), bool(validation)),
+            train_dataset=groups,  # type: ignore[arg-type]
             eval_dataset=self.validation,  # type: ignore[arg-type]
             data_collator=lambda items: batch(items[0], self._size),
         )
