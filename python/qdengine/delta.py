@@ -1,8 +1,9 @@
 """A tuned student as what it changed in another one: a few bits for each weight, so that it travels with the package.
 
 Each row of a matrix is stored as -1, 0 and 1 with one scale, the nearest such row by least squares; five of them fit in
-a byte (1.6 bits a weight). Other tensors are stored as they are. What is restored is the same on every machine, to the
-bit, and its digest is checked.
+a byte (1.6 bits a weight). What that misses is stored as a product of two thin matrices, its best approximation of a
+low rank. Other tensors are stored as they are. What is restored is the same on every machine, to the bit, and its
+digest is checked.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ from .files import aside
 from .prompt import PromptFormat
 
 FORMAT = "1"
-_SCALES = ".scales"
+_SCALES, _LEFT, _RIGHT = ".scales", ".left", ".right"
 _POWERS = (1, 3, 9, 27, 81)
 
 Weights = dict[str, Tensor]
 
 
-def make(base: Weights, tuned: Weights) -> Weights:
-    """What `apply` needs beside `base`. Matrices that are equal in both are left out."""
+def make(base: Weights, tuned: Weights, rank: int = 0) -> Weights:
+    """What `apply` needs beside `base`. Matrices that are equal in both are left out. rank: of the product that stands
+    for what the packed rows of a matrix miss; 0 for none."""
     found: Weights = {}
     for name, weight in tuned.items():
         if weight.ndim < 2:
             found[name] = weight.clone()
         elif not torch.equal(weight, base[name]):
-            signs, scales = ternary(weight.float() - base[name].float())
+            change = weight.float() - base[name].float()
+            signs, scales = ternary(change)
             found[name], found[name + _SCALES] = _pack(signs), scales
+            if rank:
+                missed = change - signs * scales.unsqueeze(1)
+                found[name + _LEFT], found[name + _RIGHT] = low_rank(missed, rank)
     return found
 
 
@@ -48,15 +54,26 @@ def apply(base: Weights, delta: Weights) -> Weights:
     """`base`, bfloat16, with the changes of `delta`."""
     tuned = dict(base)
     for name, change in delta.items():
-        if name.endswith(_SCALES):
-            continue
-        scales = delta.get(name + _SCALES)
+        if name not in base:
+            continue  # belongs to a matrix
+        scales, left = delta.get(name + _SCALES), delta.get(name + _LEFT)
         if scales is None:
             tuned[name] = change
-        else:
-            step = _unpack(change, base[name].shape).float() * scales.unsqueeze(1)
-            tuned[name] = (base[name].float() + step).to(base[name].dtype)
+            continue
+        step = _unpack(change, base[name].shape).float() * scales.unsqueeze(1)
+        if left is not None:
+            # The products are exact in float64, and so are their sums: whichever order they are added in.
+            step += (left.double() @ delta[name + _RIGHT].double()).float()
+        tuned[name] = (base[name].float() + step).to(base[name].dtype)
     return tuned
+
+
+def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """left [N, rank] and right [rank, K], bfloat16, whose product is nearest to `matrix` [N, K] by least squares
+    (Eckart and Young, 1936), but for their rounding."""
+    left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    roots = sizes[:rank].sqrt()
+    return (left[:, :rank] * roots).bfloat16(), (roots.unsqueeze(1) * right[:rank]).bfloat16()
 
 
 def ternary(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +99,14 @@ def digest(weights: Weights) -> str:
     return found.hexdigest()
 
 
-def write(path: Path, base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str) -> None:
+def write(
+    path: Path, base: Checkpoint, tuned: Checkpoint, layers: list[int] | None, source: str, rank: int = 0
+) -> None:
     """Write the file that `install` reads, without a card. layers: of `base`, those that `tuned` was made of; None for
-    all. source: of the bundle that it will make.
+    all. source: of the bundle that it will make. rank: as for `make`.
     """
     weights = _selected(base, layers)
-    changes = make(weights, tuned.weights())
+    changes = make(weights, tuned.weights(), rank)
     facts = {
         "architecture": asdict(tuned.config),
         "prompt": tuned.prompt.to_dict(),

@@ -11,6 +11,7 @@ import synthetic
 import torch
 import yaml
 from commands import write_rows
+from pydantic import ValidationError
 from qdengine import checkpoint, convert
 from qdengine.checkpoint import Checkpoint
 from qdengine.errors import ConfigError, QdengineError, StudentError, TrainingError
@@ -245,15 +246,40 @@ def test_folders_of_others(run, no_weights, tmp_path):
 
 def test_folders_of_other_runs(run, no_weights, tmp_path):
     settings = run()
-    config.claim(settings.output, settings)
+    with config.claim(settings.output, settings):
+        pass
     with pytest.raises(ConfigError, match=r"other settings \(steps: 16\)"):
         stages.sft(run(training={"steps": 17}))
     train = settings.data.train + settings.data.validation
     (settings.output / config.SETTINGS).unlink()
-    config.claim(settings.output, run(data={"train": train}))
+    with config.claim(settings.output, run(data={"train": train})):
+        pass
     with pytest.raises(ConfigError, match=r"other settings \(# qdengine train sft\)"):
         stages.distill(config.Distill.model_validate(run(data={"train": train}).model_dump()))
     with pytest.raises(ConfigError, match=r"other settings \(- .*\.jsonl\)"):
         stages.sft(run(data={"train": train[::-1]}))
     with pytest.raises(AssertionError, match="the weights were loaded"):
         stages.sft(run(data={"train": train}))
+
+
+def test_two_runs_of_one_folder(run, data):
+    settings = run()
+    with config.claim(settings.output, settings), pytest.raises(ConfigError, match="another run is at work in"):
+        stages.sft(settings)
+
+
+def test_an_output_under_a_file(run, no_weights, tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=r"output: .*file is a file, not a folder"):
+            stages.sft(run(output=str(output)))
+
+
+def test_scores_of_two_files_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").touch()
+    export = {"output": "out", "student": "s", "name": "n", "data": ["d"], "licence": "l"}
+    config.Export.model_validate(export | {"evaluate": [tmp_path / "a" / "rows.jsonl"]})
+    with pytest.raises(ValidationError, match="two files are named rows"):
+        config.Export.model_validate(export | {"evaluate": [tmp_path / f / "rows.jsonl" for f in ("a", "b")]})

@@ -136,7 +136,7 @@ def test_steps_of_tokens_are_told(made):
 def test_what_travels_is_what_was_scored(made, tmp_path):
     bundle = export(settings(made, tmp_path / "out", base=str(made["base"]), evaluate=[made["folder"] / "rows.jsonl"]))
     installed = delta.install(tmp_path / "out" / "delta.safetensors", made["base"], tmp_path / "installed")
-    assert torch.equal(logits(installed), logits(bundle))
+    assert torch.equal(logits(installed), logits(bundle)) and not (tmp_path / "out" / "restored").exists()
     assert (installed / "README.md").read_bytes() == (bundle / "README.md").read_bytes()
     start, end, found = logits(made["base"]), logits(made["student"]), logits(bundle)
     assert (found - end).norm() < 0.7 * (end - start).norm()

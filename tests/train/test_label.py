@@ -220,12 +220,13 @@ def test_a_run_that_was_killed_while_it_sorted(tmp_path):
     early = tmp_path / "early"
     early.mkdir()
     (early / ".run.yaml").write_text("output: ")  # killed while the settings were noted
-    config.claim(early, label_config.Filters())
+    with config.claim(early, label_config.Filters()):
+        pass
     assert yaml.safe_load((early / "run.yaml").read_text())["words"] == 128
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     with pytest.raises(config.ConfigError, match="no run's folder"):
-        config.claim(tmp_path / "mine", label_config.Filters())
+        config.check_folder(tmp_path / "mine", label_config.Filters())
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -10,7 +10,7 @@ from commands import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdengine import jsonl
-from qdengine.errors import ConfigError
+from qdengine.errors import ConfigError, TrainingError
 from qdengine.train import config, pairs, rows
 from qdengine.train.pairs import choose, make_pairs, measure, score
 from qdengine.train.rows import Row
@@ -145,3 +145,15 @@ def test_an_output_is_never_replaced_nor_left_half(asked, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"pairs\.jsonl exists; choose another output"):
         make_pairs(settings)
     assert settings.output.read_bytes() == whole and all(json.loads(line) for line in whole.splitlines())
+
+
+def test_no_pairs_are_an_error(asked, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(TrainingError, match="train has no row with a summary"):
+        make_pairs(asked(train=[tmp_path / "empty.jsonl"]))
+    with pytest.raises(TrainingError, match=r"no two samples of 10 rows differ by margin \(1.0\)"):
+        make_pairs(asked(margin=1.0))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        make_pairs(asked("file/pairs.jsonl"))
+    assert not (tmp_path / "pairs.jsonl").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import synthetic
 import torch
 from commands import write_rows
 from qdengine import Engine, checkpoint, jsonl
+from qdengine.errors import ConfigError
 from qdengine.train import config, rows, stages
 from tiny import tiny_bundle
 
@@ -40,7 +42,9 @@ def check(bundle: Path, folder: Path) -> None:
     """Files are whole, the loss on other rows has fallen, and the bundle summarizes."""
     assert bundle == folder / "bundle"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.yaml", "metrics.jsonl", "loss.png", "bundle", "checkpoint-10", "checkpoint-12"}
+    assert names == {
+        "run.yaml", "inputs.json", ".lock", "metrics.jsonl", "loss.png", "bundle", "checkpoint-10", "checkpoint-12",
+    }  # fmt: skip
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     # At step 1 the learning rate is still 0.
     first, *_, last = curve(folder, "eval_loss")
@@ -127,6 +131,30 @@ def test_a_finished_run_is_left_alone(run, capsys, monkeypatch):
     capsys.readouterr()
     assert stages.sft(settings) == bundle and "is there already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in settings.output.rglob("*")} == before
+
+
+def test_a_run_goes_on_with_what_it_began_with(run, bundle, teacher, tmp_path):
+    """Rows or weights that changed under their names would make two runs of one."""
+    rows_file = write_rows(tmp_path / "rows.jsonl", synthetic.rows(5))
+    for name in ("student", "teacher"):
+        shutil.copytree({"student": bundle, "teacher": teacher}[name], tmp_path / name)
+    settings = run(
+        config.Distill, data={"train": [rows_file]}, student={"init": str(tmp_path / "student")},
+        teacher=str(tmp_path / "teacher"), training={"steps": 1},
+    )  # fmt: skip
+    shutil.rmtree(stages.distill(settings))
+    write_rows(tmp_path / "rows.jsonl", [{**row, "query": row["query"] + "?"} for row in synthetic.rows(5)])
+    with pytest.raises(ConfigError, match=r"the data of .* changed since the run began"):
+        stages.distill(settings)
+    write_rows(tmp_path / "rows.jsonl", synthetic.rows(5))
+    for name in ("student", "teacher"):
+        note = tmp_path / name / checkpoint.DESCRIPTION
+        text = note.read_text(encoding="utf-8")
+        note.write_text(text + "\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=rf"the {name} of .* changed since the run began"):
+            stages.distill(settings)
+        note.write_text(text, encoding="utf-8")
+    assert stages.distill(settings).is_dir()
 
 
 def test_the_seed_decides(run, tmp_path):

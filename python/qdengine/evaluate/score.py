@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import jsonl
+from ..jsonl import JsonlError
 from ..summarize_file import summarize_file, valid_rows
 from .report import evaluate
 
@@ -19,9 +20,10 @@ def score(engine: Engine, references: Path, rows: int | None, lang: str, predict
     """The report of `evaluate` over the first `rows` of a file, and `steps`, their mean for a summary.
 
     The summaries are written to `predictions`, which is gone on with where it was interrupted, and the rows beside it.
-    Raises `JsonlError` for a line that is no row.
+    Raises `JsonlError` for a line that is no row, or where there are none.
     """
-    wanted = valid_rows(references, rows)
+    if not (wanted := valid_rows(references, rows)):
+        raise JsonlError(f"{references} has no rows")
     source = predictions.with_suffix(".rows.jsonl")
     source.write_bytes(b"".join(map(jsonl.dumps, wanted)))
     summarize_file(engine, str(source), str(predictions), _BATCH)

@@ -6,8 +6,11 @@ All of it is checked before anything is loaded.
 from __future__ import annotations
 
 import difflib
+import fcntl
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -25,6 +29,8 @@ from ..errors import ConfigError
 from ..files import aside
 
 SETTINGS = "run.yaml"
+_INPUTS = "inputs.json"
+_LOCK = ".lock"
 ABSENT = "The document does not say."
 
 Count = Annotated[int, Field(ge=1)]
@@ -222,7 +228,9 @@ class Pairs(Section):
 
 class Export(Section):
     """student: the bundle of a run. base: where given, a small file is made as well, of what was changed in it; the
-    bundle then has what that file restores. layers: of `base`, those that the student was made of.
+    bundle then has what that file restores. layers: of `base`, those that the student was made of. rank: of what
+    the file keeps of each matrix beside its packed rows: a student that was trained on from a packed one by adapters of
+    this rank loses little then.
 
     evaluate: files of rows for the scores, in `auto` and in int8. name, data, licence, limits:
     for the model card; data names each source with its licence.
@@ -232,6 +240,7 @@ class Export(Section):
     student: str
     base: str | None = None
     layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    rank: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bfloat16", "int8"] = "bfloat16"
     evaluate: list[Source] = []
     rows: Count | None = None
@@ -240,6 +249,14 @@ class Export(Section):
     data: list[str] = Field(min_length=1)
     licence: str
     limits: list[str] = []
+
+    @field_validator("evaluate")
+    @classmethod
+    def _names_differ(cls, paths: list[Path]) -> list[Path]:
+        names = [path.name.partition(".jsonl")[0] for path in paths]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two files are named {twice}, which is what their scores are kept under")
+        return paths
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -290,7 +307,9 @@ def dump(settings: BaseModel, without: Mapping[str, Any] | None = None) -> str:
 
 
 def check_folder(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> None:
-    """Raise `ConfigError` where a run's folder is another run's, or no run's; settings in `without` may be others."""
+    """Raise `ConfigError` where a run's folder is another run's, no run's, or cannot be one; settings in `without` may
+    be others."""
+    check_output(folder / SETTINGS)
     noted = folder / SETTINGS
     if noted.exists():
         old, new = noted.read_text(encoding="utf-8"), _header(settings) + dump(settings, without)
@@ -299,16 +318,43 @@ def check_folder(folder: Path, settings: BaseModel, without: Mapping[str, Any] |
                 f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another "
                 "output"
             )
-    elif folder.exists() and any(path.name != f".{SETTINGS}" for path in folder.iterdir()):
+    elif folder.exists() and any(path.name not in (_LOCK, f".{SETTINGS}") for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and no run's folder; choose another output")
 
 
-def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> None:
-    """Note the settings in the run's folder, or find them there. Raises as `check_folder` does."""
+def check_output(path: Path) -> None:
+    """Raise `ConfigError` where a file stands in the place of a folder that `path` is to lie in."""
+    if wrong := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
+        raise ConfigError(f"output: {wrong} is a file, not a folder; choose another output")
+
+
+@contextmanager
+def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Note the settings in the run's folder, or find them there, and keep other runs out of it in the block. Raises as
+    `check_folder` does, and where another run is at work there."""
     check_folder(folder, settings, without)
     folder.mkdir(parents=True, exist_ok=True)
-    with aside(folder / SETTINGS) as part:
-        part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another run is at work in {folder}; wait for its end") from None
+        with aside(folder / SETTINGS) as part:
+            part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
+        yield
+
+
+def check_inputs(folder: Path, digests: dict[str, str]) -> None:
+    """Note what a run is made of, or compare with what it began with. Raises `ConfigError` that names what changed."""
+    noted = folder / _INPUTS
+    old = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else digests
+    if changed := [name for name, digest in digests.items() if old.get(name) != digest]:
+        raise ConfigError(
+            f"the {changed[0]} of {folder} changed since the run began, and it would not be one run; choose another "
+            "output"
+        )
+    with aside(noted) as part:
+        part.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def _header(settings: BaseModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .trainer import METRICS
 
 DELTA = "delta.safetensors"
 REPORT = "report.json"
+_RESTORED = "restored"
 _METRICS = ("rouge1", "rouge2", "rougeL", "exact", "run", "length")
 
 
@@ -40,10 +42,13 @@ def export(settings: config.Export) -> Path:
     base = None if settings.base is None else checkpoint.load(student.resolve(settings.base))
     if settings.layers is not None and (base is None or settings.layers[-1] >= base.config.layers):
         raise ConfigError("layers: give the base that has them")
-    config.claim(settings.output, settings)
-    bundle = settings.output / BUNDLE
-    if bundle.is_dir():
-        return bundle
+    with config.claim(settings.output, settings):
+        bundle = settings.output / BUNDLE
+        return bundle if bundle.is_dir() else _export(settings, base, tuned, bundle)
+
+
+def _export(settings: config.Export, base: Checkpoint | None, tuned: Checkpoint, bundle: Path) -> Path:
+    config.check_inputs(settings.output, {"student": tuned.digest} | ({"base": base.digest} if base else {}))
     stages = history(tuned.path)
     source = f"{settings.name}, from {stages[0].settings['student']['init'] if stages else tuned.name}"
     shipped = tuned if base is None else _restored(settings, base, tuned, source)
@@ -53,9 +58,11 @@ def export(settings: config.Export) -> Path:
     if base is not None:
         delta.set_card(settings.output / DELTA, text)
     weights = shipped.weights() if settings.precision == "bfloat16" else checkpoint.quantized(shipped.weights())
-    return checkpoint.save_bundle(
+    checkpoint.save_bundle(
         bundle, shipped.config, weights, shipped.tokenizer_json(), shipped.prompt, shipped.stop_ids, source, text
     )
+    shutil.rmtree(settings.output / _RESTORED, ignore_errors=True)
+    return bundle
 
 
 def inherited(init: str) -> list[str]:
@@ -147,9 +154,9 @@ def _score_table(report: dict[str, Any]) -> list[str]:
 
 def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint, source: str) -> Checkpoint:
     """The student as the small file restores it, in a bundle for the time of its evaluation."""
-    bundle = settings.output / "restored"
+    bundle = settings.output / _RESTORED
     if not bundle.is_dir():
-        delta.write(settings.output / DELTA, base, tuned, settings.layers, source)
+        delta.write(settings.output / DELTA, base, tuned, settings.layers, source, settings.rank)
         delta.install(settings.output / DELTA, base.path, bundle)
     return checkpoint.load(bundle)
 

@@ -6,15 +6,13 @@ end: `labels/part-00000.jsonl` and so on, `rejected.jsonl` and `counts.json`, in
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import jsonl
-from ..errors import ConfigError, QdengineError
+from ..errors import QdengineError
 from ..files import aside
 from ..jsonl import JsonlError
 from . import config, filters, label_config, rows
@@ -57,9 +55,8 @@ def make_labels(settings: label_config.Label) -> Path:
         raise JsonlError(f"id {twice[0]!r} stands twice in the requests; give every row an id of its own")
     teacher = open_teacher(settings)
     folder = settings.output
-    config.claim(folder, settings, _MAY_CHANGE)
     duplicates = filters.duplicates(found) if settings.filters.duplicate else set()
-    with _alone(folder):
+    with config.claim(folder, settings, _MAY_CHANGE):
         answers = _answered(folder / ANSWERS, found, teacher)
         waiting = [row for row in found if row.id not in answers and row.id not in duplicates]
         try:
@@ -72,17 +69,6 @@ def make_labels(settings: label_config.Label) -> Path:
             "give the same command again to ask them again"
         )
     return folder / LABELS
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two runs at once would ask and write everything twice."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another run is at work in {folder}; wait for its end") from None
-        yield
 
 
 def prompt_hash(teacher: Teacher, row: Row) -> str:

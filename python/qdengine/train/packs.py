@@ -6,6 +6,7 @@ ids are those of `prompt.encode`, which the engine uses as well.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -90,6 +91,17 @@ def together(packs: Sequence[Pack], tokens: int | None, seed: int) -> list[list[
         groups[-1].append(packs[i])
         room -= len(packs[i])
     return groups
+
+
+def digest(packs: Sequence[Pack]) -> str:
+    """Hex SHA-256 of what a run on these packs learns from."""
+    found = hashlib.sha256()
+    for pack in packs:
+        found.update(np.array([len(pack.beginning), *(len(one.ids) for one in pack.branches)], np.int64).tobytes())
+        found.update(np.array([one.target for one in pack.branches], np.int64).tobytes())
+        for ids in (pack.beginning, *(one.ids for one in pack.branches)):
+            found.update(ids.astype(np.int32).tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from .. import jsonl
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..evaluate.report import copy_share
 from ..evaluate.rouge import rouge, tokenize
 from ..files import aside
@@ -29,12 +29,15 @@ _BATCH = 32
 def make_pairs(settings: config.Pairs) -> Path:
     """Write `settings.output`, whole or not at all: for each row whose samples differ by `margin` the row with the best
     sample as `chosen`, the worst as `rejected`, and the figures of both. Rows without a summary, which says what is
-    good, are left out. The same settings give the same file."""
+    good, are left out. The same settings give the same file. Raises `TrainingError` where there is no pair."""
     from .. import Engine
 
     if settings.output.exists():
         raise ConfigError(f"{settings.output} exists; choose another output")
+    config.check_output(settings.output)
     found = [row for row in rows.read(settings.train, settings.rows) if row.summary]
+    if not found:
+        raise TrainingError("train has no row with a summary, which says what a good sample is")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     made = 0
     opened = Engine.from_pretrained(settings.student, precision=settings.precision)
@@ -43,6 +46,8 @@ def make_pairs(settings: config.Pairs) -> Path:
             if pair := choose(row, texts, settings):
                 file.write(jsonl.dumps(pair))
                 made += 1
+        if not made:
+            raise TrainingError(f"no two samples of {len(found)} rows differ by margin ({settings.margin}); lower it")
     print(f"{made} pairs of {len(found)} rows", file=sys.stderr)
     return settings.output
 

@@ -15,7 +15,7 @@ from ..prompt import PromptFormat
 from . import config, model, rows
 from .model import PackModel
 from .objectives import Labels, Objective, Preference, Teacher
-from .packs import Pack, Packer, pairs_only
+from .packs import Pack, Packer, digest, pairs_only
 from .rows import Row
 
 BUNDLE = "bundle"
@@ -89,15 +89,19 @@ def _run(
         raise ConfigError(f"training.tokens is {together}, and a pack has {longest}; give {-(-longest // 128) * 128}")
     _tell(train, skipped)
     goal = objective(source)
-    config.claim(folder, settings)
-    trained = model.make(settings, source, shape)
-    from .plot import plot
-    from .trainer import METRICS, PackTrainer
+    inputs = {"student": source.digest, "data": digest([*train, *validation])}
+    if teacher is not None:
+        inputs["teacher"] = teacher.digest
+    with config.claim(folder, settings):
+        config.check_inputs(folder, inputs)
+        trained = model.make(settings, source, shape)
+        from .plot import plot
+        from .trainer import METRICS, PackTrainer
 
-    PackTrainer(folder, trained, goal, train, validation, settings.training).resume()
-    plot(folder / METRICS, folder / "loss.png")
-    origin = f"{source.name}, {type(settings).__name__.lower()}"
-    return model.save(bundle, trained, source, shape, prompt, origin)
+        PackTrainer(folder, trained, goal, train, validation, settings.training).resume()
+        plot(folder / METRICS, folder / "loss.png")
+        origin = f"{source.name}, {type(settings).__name__.lower()}"
+        return model.save(bundle, trained, source, shape, prompt, origin)
 
 
 def packer_of(settings: config.Run, source: Checkpoint, prompt: PromptFormat, positions: int) -> Packer:
