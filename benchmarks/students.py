@@ -4,8 +4,9 @@
     python benchmarks/students.py --plot students.json
 
 For every student and precision: ROUGE with intervals, exact answers and verbatim runs over the rows of each --data file
-(predictions lie in --work and are gone on with after an interruption), and requests/s, tokens a step and steps over
---speed-rows of the first file, each phase in turn for all students in one run.
+(predictions lie in --work and are gone on with after an interruption), how much they differ row by row from those of
+the first student in the first precision, and requests/s, tokens a step and steps over --speed-rows of the first file,
+each phase in turn for all students in one run.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def plot(data: dict[str, Any], folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4))
     file = data["files"][0]
     for name, found in data["students"].items():
-        for precision, one in found["precisions"].items():
+        for marker, (precision, one) in zip("os^D", found["precisions"].items(), strict=False):
             rouge, x = one["scores"][file]["scores"]["rouge2"], one["speed"]["requests_per_s"]
             error = [[rouge["mean"] - rouge["low"]], [rouge["high"] - rouge["mean"]]]
-            axes.errorbar(x, rouge["mean"], error, fmt="o" if precision == "bfloat16" else "s", capsize=3)
+            axes.errorbar(x, rouge["mean"], error, fmt=marker, capsize=3)
             axes.annotate(f"{name}, {precision}", (x, rouge["mean"]), (6, 4), textcoords="offset points", fontsize=8)
     for name, scores in data["baselines"].items():
         mean = scores[file]["scores"]["rouge2"]["mean"]
@@ -81,16 +82,17 @@ def plot(data: dict[str, Any], folder: Path) -> None:
 @click.option("--data", "paths", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--rows", type=click.IntRange(1), help="First rows of every file. [default: all]")
 @click.option("--speed-rows", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--precision", "precisions", multiple=True, default=["bfloat16", "int8"], show_default=True)
+@click.option("--precision", "precisions", multiple=True, default=["auto", "int8"], show_default=True)
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default="build/students", show_default=True)
 @click.option("--json", "out", type=click.Path(dir_okay=False))
 @click.option("--plot", "plotted", type=click.Path(exists=True, dir_okay=False), help="Only draw what this file has.")
+@click.option("--plots", default=DOCS, type=click.Path(file_okay=False, path_type=Path), show_default=True)
 def main(
     students: tuple[str, ...], paths: tuple[Path, ...], rows: int | None, speed_rows: int, precisions: tuple[str, ...],
-    work: Path, out: str | None, plotted: str | None,
+    work: Path, out: str | None, plotted: str | None, plots: Path,
 ) -> None:  # fmt: skip
     if plotted is not None:
-        plot(read(plotted), DOCS)
+        plot(read(plotted), plots)
         return
     if not students or not paths or not all("=" in one for one in students):
         raise click.UsageError("give students as NAME=BUNDLE, and --data")
@@ -99,19 +101,23 @@ def main(
     found: dict[str, Any] = {}
     for name, bundle in named.items():
         shape = load(bundle).config
-        found[name] = {"layers": shape.layers, "width": shape.width}
-        found[name]["precisions"] = {precision: {"scores": {}} for precision in precisions}
+        found[name] = {"layers": shape.layers, "width": shape.width, "precisions": {}}
     runs = [(precision, name, bundle) for precision in precisions for name, bundle in named.items()]
     for precision, name, bundle in tqdm(runs, desc="speed", disable=not sys.stderr.isatty()):
         with Engine.from_pretrained(bundle, precision=precision) as engine:
-            found[name]["precisions"][precision]["speed"] = speed(engine, paths[0], speed_rows)
+            found[name]["precisions"][engine.precision] = {"speed": speed(engine, paths[0], speed_rows), "scores": {}}
+    first: dict[Path, Path] = {}
     for precision, name, bundle in runs:
         with Engine.from_pretrained(bundle, precision=precision) as engine:
             for path in paths:
-                print(f"{name}, {precision}, {name_of(path)}", file=sys.stderr)
-                predictions = work / f"{name}.{precision}.{name_of(path)}.{rows or 'all'}.jsonl"
+                print(f"{name}, {engine.precision}, {name_of(path)}", file=sys.stderr)
+                predictions = work / f"{name}.{engine.precision}.{name_of(path)}.{rows or 'all'}.jsonl"
                 scores = score(engine, path, rows, language(path), predictions)
-                found[name]["precisions"][precision]["scores"][name_of(path)] = scores
+                against = jsonl.read(first.setdefault(path, predictions))
+                wanted = islice(jsonl.read(path), rows)
+                compared = evaluate(jsonl.read(predictions), wanted, language(path), against=against)  # type: ignore[arg-type]
+                scores["differences"] = compared["differences"]
+                found[name]["precisions"][engine.precision]["scores"][name_of(path)] = scores
     files = [name_of(path) for path in paths]
     result = facts() | {
         "threads": torch.get_num_threads(),

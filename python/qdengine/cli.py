@@ -150,10 +150,21 @@ def summarize(
 @click.option(
     "--references", required=True, type=click.Path(exists=True, dir_okay=False), help="Rows with id, summary, document."
 )
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Other predictions: also tell by how much these differ.",
+)
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def evaluate(
-    predictions: str | None, baseline: str | None, sentences: int, references: str, lang: str, as_json: bool
+    predictions: str | None,
+    baseline: str | None,
+    sentences: int,
+    references: str,
+    against: str | None,
+    lang: str,
+    as_json: bool,
 ) -> None:
     """ROUGE, exact matches, verbatim runs, 4-gram copy share and length, with 95% intervals."""
     if (predictions is None) == (baseline is None):
@@ -167,7 +178,8 @@ def evaluate(
         found = baselines.baseline(baseline, good, lang, sentences)
     else:
         found = jsonl.read(predictions)  # type: ignore[assignment,arg-type]
-    result = report.evaluate(found, wanted, lang)  # type: ignore[arg-type]
+    others = None if against is None else jsonl.read(against)
+    result = report.evaluate(found, wanted, lang, against=others)  # type: ignore[arg-type]
     click.echo(json.dumps(result) if as_json else report.table(result))
 
 

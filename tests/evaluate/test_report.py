@@ -105,6 +105,24 @@ def test_intervals():
         assert score["low"] <= score["mean"] <= score["high"]
 
 
+def test_differences_are_row_by_row():
+    """Two students alike but for one row: their own intervals are wide, that of the difference is not."""
+    rows = [{"id": i, "summary": "a b c", "document": "a b c d"} for i in range(100)]
+    own = [{"id": i, "summary": "a b c" if i % 2 else "x"} for i in range(100)]
+    other = [{"id": i, "summary": "d" if i == 1 else row["summary"]} for i, row in enumerate(own)]
+    report = evaluate(own, rows, against=other)
+    plain, found = report["scores"]["rouge2"], report["differences"]["rouge2"]
+    assert plain["high"] - plain["low"] > 15 > 5 > found["high"] - found["low"]
+    assert found["mean"] == pytest.approx(1) and found["low"] >= 0
+    assert {k: v for k, v in report.items() if k != "differences"} == evaluate(own, rows)
+    # Only rows where both have a summary say how much more is copied.
+    assert evaluate([], rows, against=other)["differences"].keys() == {"rouge1", "rouge2", "rougeL", "exact", "length"}
+    assert all(d["mean"] == 0 for d in evaluate(own, rows, against=own)["differences"].values())
+    assert "+1.00" in next(line for line in table(report).splitlines() if line.startswith("rouge2"))
+    with pytest.raises(QdengineError, match="against: id 1 stands twice"):
+        evaluate(own, rows, against=[{"id": 1}, {"id": 1}])
+
+
 def test_table():
     lines = table(evaluate(PREDICTIONS, REFERENCES)).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == [

@@ -11,6 +11,7 @@ from ..errors import QdengineError
 from .rouge import METRICS, rouge, tokenize
 
 RESAMPLES = 1000
+_NAMES = (*METRICS, "exact", "run", "copy4", "length")
 
 
 def copy_share(summary: list[str], document: list[str], n: int = 4) -> float | None:
@@ -24,44 +25,56 @@ def copy_share(summary: list[str], document: list[str], n: int = 4) -> float | N
 
 
 def evaluate(
-    predictions: Iterable[dict[str, Any]], references: Iterable[dict[str, Any]], lang: str = "en", seed: int = 0
+    predictions: Iterable[dict[str, Any]],
+    references: Iterable[dict[str, Any]],
+    lang: str = "en",
+    seed: int = 0,
+    against: Iterable[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Score `summary` by `id`. A reference row has `id`, `summary` (or `references`, best of) and `document`.
 
     exact: the summary is a reference, word for word; run: it is a run of the document, character for character; copy4:
     `copy_share`. run and copy4 are over the rows that have a summary.
     A missing or failed prediction counts as an empty summary. Returns rows, missing, unknown, failed, and `scores`: for
-    each metric {mean, low, high}, a 95% bootstrap interval over rows. Raises `QdengineError` for double ids, no
-    references, or a field that is no text.
+    each metric {mean, low, high}, a 95% bootstrap interval over rows. against: other predictions for the same rows;
+    with them also `differences`, how much higher the scores are than theirs, row by row, over the rows where both have
+    the metric. Raises `QdengineError` for double ids, no references, or a field that is no text.
     """
     predicted = _by_id(predictions, "predictions")
     wanted = _by_id(references, "references")
     if not wanted:
         raise QdengineError("references: no rows")
+    figures = [_figures(row, predicted.get(key), lang) for key, row in wanted.items()]
     missing = [i for i in wanted if i not in predicted]
-    columns: dict[str, list[float]] = {name: [] for name in (*METRICS, "exact", "run", "copy4", "length")}
-    for key, row in wanted.items():
-        text = predicted[key].get("summary") or "" if key in predicted else ""
-        answers = row.get("references") or [row["summary"]]
-        for metric, value in rouge(text, answers, lang).items():
-            columns[metric].append(value)
-        tokens = tokenize(text, lang)
-        columns["exact"].append(100.0 * (key in predicted and any(tokens == tokenize(a, lang) for a in answers)))
-        columns["length"].append(len(tokens))
-        share = copy_share(tokens, tokenize(row["document"], lang)) if row.get("document") else None
-        if share is not None:
-            columns["copy4"].append(share)
-            columns["run"].append(100.0 * (text.strip() in row["document"]))
     generator = np.random.default_rng(seed)
-    return {
+    result = {
         "rows": len(wanted),
         "missing": len(missing),
         "first_missing": missing[0] if missing else None,
         "unknown": sum(i not in wanted for i in predicted),
         "failed": sum(bool(row.get("error")) for row in predicted.values()),
         "lang": lang,
-        "scores": {name: _interval(values, generator) for name, values in columns.items() if values},
+        "scores": _intervals(figures, generator),
     }
+    if against is not None:
+        others = _by_id(against, "against")
+        pairs = zip(figures, (_figures(row, others.get(key), lang) for key, row in wanted.items()), strict=True)
+        apart = [{name: own[name] - other[name] for name in own.keys() & other.keys()} for own, other in pairs]
+        result["differences"] = _intervals(apart, generator)
+    return result
+
+
+def _figures(row: dict[str, Any], prediction: dict[str, Any] | None, lang: str) -> dict[str, float]:
+    """Each metric that a row has."""
+    text = (prediction or {}).get("summary") or ""
+    answers = row.get("references") or [row["summary"]]
+    tokens = tokenize(text, lang)
+    found = rouge(text, answers, lang)
+    found["exact"] = 100.0 * (prediction is not None and any(tokens == tokenize(a, lang) for a in answers))
+    share = copy_share(tokens, tokenize(row["document"], lang)) if row.get("document") else None
+    if share is not None:
+        found |= {"run": 100.0 * (text.strip() in row["document"]), "copy4": share}
+    return found | {"length": float(len(tokens))}
 
 
 def _by_id(rows: Iterable[dict[str, Any]], what: str) -> dict[str, dict[str, Any]]:
@@ -91,6 +104,11 @@ def _check_texts(row: dict[str, Any], what: str) -> None:
             raise QdengineError(f"{what}: row {row['id']!r}: {name} must hold text, not {type(value).__name__}")
 
 
+def _intervals(figures: list[dict[str, float]], generator: np.random.Generator) -> dict[str, dict[str, float]]:
+    columns = {name: [row[name] for row in figures if name in row] for name in _NAMES}
+    return {name: _interval(values, generator) for name, values in columns.items() if values}
+
+
 def _interval(values: list[float], generator: np.random.Generator) -> dict[str, float]:
     array = np.array(values)
     means = [array[generator.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)]
@@ -100,12 +118,20 @@ def _interval(values: list[float], generator: np.random.Generator) -> dict[str, 
 
 def table(report: dict[str, Any]) -> str:
     """The report as aligned text."""
-    lines = [f"{'':10}{'mean':>9}{'95% interval':>20}"]
+    differences = report.get("differences", {})
+    head = f"{'':10}{'mean':>9}{'95% interval':>20}"
+    lines = [head + f"{'difference':>12}{'95% interval':>20}" if differences else head]
     for name, score in report["scores"].items():
-        interval = f"{score['low']:.2f} .. {score['high']:.2f}"
-        lines.append(f"{name:10}{score['mean']:9.2f}{interval:>20}")
+        line = f"{name:10}{score['mean']:9.2f}{_range(score):>20}"
+        if name in differences:
+            line += f"{differences[name]['mean']:+12.2f}{_range(differences[name]):>20}"
+        lines.append(line)
     lines.append(
         f"{report['rows']} rows; predictions: {report['missing']} missing, {report['failed']} failed, "
         f"{report['unknown']} unknown"
     )
     return "\n".join(lines)
+
+
+def _range(interval: dict[str, float]) -> str:
+    return f"{interval['low']:.2f} .. {interval['high']:.2f}"
