@@ -142,6 +142,27 @@ def test_what_travels_is_what_was_scored(made, tmp_path):
     assert (found - end).norm() < 0.7 * (end - start).norm()
 
 
+@pytest.mark.parametrize("place", ["_scores", "card", "delta.set_card", "checkpoint.save_bundle"])
+def test_a_stopped_export_goes_on(made, tmp_path, monkeypatch, place):
+    changes = {"base": str(made["base"]), "evaluate": [made["folder"] / "rows.jsonl"]}
+    wanted = export(settings(made, tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        # The first bundle that is saved is the one of which the scores are.
+        left = iter([None] if place == "checkpoint.save_bundle" else [])
+        owner, _, name = f"qdengine.train.export.{place}".rpartition(".")
+        whole = checkpoint.save_bundle
+        patch.setattr(f"{owner}.{name}", lambda *given: whole(*given) if next(left, 1) is None else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export(settings(made, tmp_path / "out", **changes))
+    assert not (tmp_path / "out" / "bundle").exists()
+    found = export(settings(made, tmp_path / "out", **changes))
+    names = {path.name for path in found.iterdir()}
+    assert names == {path.name for path in wanted.iterdir()}
+    for name in names - {checkpoint.DESCRIPTION}:
+        assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
 def test_stages_of_a_student_without_its_runs_are_those_on_its_card(made, tmp_path):
     bundle = export(settings(made, tmp_path / "out"))
     first, second = inherited(str(bundle))

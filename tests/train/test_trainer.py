@@ -20,7 +20,11 @@ from qdengine.train.trainer import METRICS, PackTrainer, _arguments, _forget_lat
 COMPARED = ("step", "loss", "eval_loss", "grad_norm", "learning_rate", "accuracy", "eval_accuracy", "items")
 # 32 packs in steps of 3: the second epoch begins at step 12, after a step of 2.
 TRAINING = {"steps": 16, "batch": 3, "save_every": 4, "evaluate_every": 3, "log_every": 2, "learning_rate": 1e-3}
-RUNS = {"sft": {}, "lora": {"lora": {"rank": 4, "dropout": 0.3}}}
+RUNS: dict[str, tuple[type[config.Run], dict]] = {
+    "sft": (config.Sft, {}),
+    "lora": (config.Sft, {"lora": {"rank": 4, "dropout": 0.3}}),
+    "dpo": (config.Dpo, {"lora": {"rank": 4}, "sft_share": 0.5}),
+}
 
 KILLED = """
 import os, signal, sys
@@ -68,15 +72,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder / stages.BUNDLE).weights()
 
 
+def train(settings: config.Run) -> Path:
+    return {config.Sft: stages.sft, config.Dpo: stages.dpo}[type(settings)](settings)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, bundle, data):
+def undisturbed(tmp_path_factory, bundle, data, pair_data):
     """For each kind of run: its settings in a file, and its folder when it was left alone."""
     made = {}
-    for name, more in RUNS.items():
+    for name, (kind, more) in RUNS.items():
         folder = tmp_path_factory.mktemp(name)
-        whole = {"output": str(folder / "run"), "data": data, "student": {"init": str(bundle)}, **more}
-        settings = config.Sft.model_validate(whole | {"training": TRAINING | {"device": "cpu"}})
-        stages.sft(settings)
+        whole = {"output": str(folder / "run"), "student": {"init": str(bundle)}, **more}
+        whole["data"] = pair_data if kind is config.Dpo else data
+        settings = kind.model_validate(whole | {"training": TRAINING | {"device": "cpu"}})
+        train(settings)
         made[name] = settings
     return made
 
@@ -87,12 +96,14 @@ def again(undisturbed, tmp_path):
     return lambda name="sft": undisturbed[name].model_copy(update={"output": tmp_path / "run"})
 
 
-def same(settings: config.Sft, undisturbed: config.Sft) -> None:
+def same(settings: config.Run, undisturbed: config.Run) -> None:
     assert noted(settings.output) == noted(undisturbed.output)
     found, wanted = weights(settings.output), weights(undisturbed.output)
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
     names = {path.name for path in settings.output.iterdir()}
-    assert names == {"run.yaml", "metrics.jsonl", "loss.png", "bundle", "checkpoint-12", "checkpoint-16"}
+    assert names == {
+        "run.yaml", "inputs.json", ".lock", "metrics.jsonl", "loss.png", "bundle", "checkpoint-12", "checkpoint-16",
+    }  # fmt: skip
 
 
 def test_what_is_logged(undisturbed):
@@ -125,27 +136,29 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(again, undisturbed, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("owner", "place", "step"),
+    ("name", "owner", "place", "step"),
     [
-        (PackTrainer, "training_step", 2),
-        (PackTrainer, "evaluate", 12),
-        (PackTrainer, "_save_optimizer_and_scheduler", 16),
-        (trainer.shutil, "rmtree", None),
+        ("sft", PackTrainer, "training_step", 2),
+        ("sft", PackTrainer, "evaluate", 12),
+        ("sft", PackTrainer, "_save_optimizer_and_scheduler", 16),
+        ("sft", trainer.shutil, "rmtree", None),
+        ("dpo", PackTrainer, "training_step", 14),
     ],
     ids=[
         "before the first checkpoint",
         "at an epoch's beginning",
         "in the last checkpoint",
         "before a checkpoint is made",
+        "of preferences",
     ],
 )
-def test_a_stopped_run_goes_on(again, undisturbed, monkeypatch, owner, place, step):
-    settings = again()
+def test_a_stopped_run_goes_on(again, undisturbed, monkeypatch, name, owner, place, step):
+    settings = again(name)
     stop(monkeypatch, owner, place, step)
     with pytest.raises(Stopped):
-        stages.sft(settings)
-    stages.sft(settings)
-    same(settings, undisturbed["sft"])
+        train(settings)
+    train(settings)
+    same(settings, undisturbed[name])
 
 
 @pytest.mark.parametrize("place", ["train.plot.plot", "train.model.save"])
