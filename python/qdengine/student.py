@@ -43,7 +43,7 @@ STUDENTS: dict[str, Source | Tuned] = {
     DEFAULT_STUDENT: Tuned(
         base="smollm2-135m",
         file="qd-135m.safetensors",
-        sha256="45c96ce82471b739b7ed5f50402dff62566ce360d0614adf17e8ce1ddff931f7",
+        sha256="0c91b61e2b9c3b23a46b84bcd47516d14891adcd56c581c78561b8162778e55c",
         description="tuned to answer queries with sentences of the page (Apache 2.0)",
     ),
     "smollm2-135m": Source(
