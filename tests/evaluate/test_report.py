@@ -114,7 +114,12 @@ def test_differences_are_row_by_row():
     plain, found = report["scores"]["rouge2"], report["differences"]["rouge2"]
     assert plain["high"] - plain["low"] > 15 > 5 > found["high"] - found["low"]
     assert found["mean"] == pytest.approx(1) and found["low"] >= 0
-    assert {k: v for k, v in report.items() if k != "differences"} == evaluate(own, rows)
+    assert {k: v for k, v in report.items() if k not in ("differences", "against")} == evaluate(own, rows)
+    part = [{"id": "z"}, {"id": 0, "error": {"type": "x"}}]
+    assert evaluate(own, rows, against=part)["against"] == {"missing": 99, "failed": 1, "unknown": 1}
+    assert table(evaluate(own, rows, against=part)).endswith("; against: 99 missing, 1 failed, 1 unknown")
+    with pytest.raises(QdengineError, match="against: none of its ids"):
+        evaluate(own, rows, against=[{"id": "z"}])
     # Only rows where both have a summary say how much more is copied.
     assert evaluate([], rows, against=other)["differences"].keys() == {"rouge1", "rouge2", "rougeL", "exact", "length"}
     assert all(d["mean"] == 0 for d in evaluate(own, rows, against=own)["differences"].values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def test_the_bundle_is_the_student(made, tmp_path):
     assert export(settings(made, tmp_path / "out")) == bundle
     with pytest.raises(ConfigError, match="has other settings"):
         export(settings(made, tmp_path / "out", name="other"))
+    shutil.copytree(made["student"], tmp_path / "student")
+    export(settings(made, tmp_path / "again", student=str(tmp_path / "student")))
+    shutil.rmtree(tmp_path / "student")
+    shutil.copytree(made["folder"] / "first" / "bundle", tmp_path / "student")
+    with pytest.raises(ConfigError, match=r"the student of .*again changed since"):
+        export(settings(made, tmp_path / "again", student=str(tmp_path / "student")))
     answers = []
     for path in (bundle, made["student"]):
         with Engine.from_pretrained(path, "cpu", "float32") as engine:

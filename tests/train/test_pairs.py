@@ -59,10 +59,6 @@ def test_pairs_are_rows_to_train_on(asked):
         assert line["chosen"].strip() and line["rejected"].strip()
 
 
-def test_a_wide_margin_leaves_nothing(asked):
-    assert make_pairs(asked(margin=1.0)).read_bytes() == b""
-
-
 def test_the_best_and_the_worst_are_taken(asked):
     texts = ["It runs into the barrel.", "", ROW.summary, "xyz", "Rain falls.", ROW.summary, "xyz "]
     pair = choose(ROW, texts, asked())
@@ -141,7 +137,7 @@ def test_an_output_is_never_replaced_nor_left_half(asked, tmp_path, monkeypatch)
             make_pairs(settings)
     assert not settings.output.exists()
     whole = make_pairs(settings).read_bytes()
-    assert [path.name for path in settings.output.parent.iterdir()] == ["pairs.jsonl"]
+    assert {path.name for path in settings.output.parent.iterdir()} == {"pairs.jsonl", ".pairs.jsonl.lock"}
     with pytest.raises(ConfigError, match=r"pairs\.jsonl exists; choose another output"):
         make_pairs(settings)
     assert settings.output.read_bytes() == whole and all(json.loads(line) for line in whole.splitlines())
@@ -157,3 +153,9 @@ def test_no_pairs_are_an_error(asked, tmp_path):
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         make_pairs(asked("file/pairs.jsonl"))
     assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_two_at_once(asked, tmp_path):
+    with config.alone(tmp_path / ".pairs.jsonl.lock", tmp_path), pytest.raises(ConfigError, match="another run is at"):
+        make_pairs(asked())
+    assert make_pairs(asked()).is_file()

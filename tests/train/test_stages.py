@@ -144,7 +144,7 @@ def test_a_run_goes_on_with_what_it_began_with(run, bundle, teacher, tmp_path):
     )  # fmt: skip
     shutil.rmtree(stages.distill(settings))
     write_rows(tmp_path / "rows.jsonl", [{**row, "query": row["query"] + "?"} for row in synthetic.rows(5)])
-    with pytest.raises(ConfigError, match=r"the data of .* changed since the run began"):
+    with pytest.raises(ConfigError, match=r"the train of .* changed since the run began"):
         stages.distill(settings)
     write_rows(tmp_path / "rows.jsonl", synthetic.rows(5))
     for name in ("student", "teacher"):

@@ -36,9 +36,12 @@ def evaluate(
     exact: the summary is a reference, word for word; run: it is a run of the document, character for character; copy4:
     `copy_share`. run and copy4 are over the rows that have a summary.
     A missing or failed prediction counts as an empty summary. Returns rows, missing, unknown, failed, and `scores`: for
-    each metric {mean, low, high}, a 95% bootstrap interval over rows. against: other predictions for the same rows;
-    with them also `differences`, how much higher the scores are than theirs, row by row, over the rows where both have
-    the metric. Raises `QdengineError` for double ids, no references, or a field that is no text.
+    each metric {mean, low, high}, a 95% bootstrap interval over rows.
+
+    against: other predictions for the same rows. With them also `differences`, how much higher the scores are than
+    theirs, row by row, over the rows where both have the metric; and `against`, their missing, unknown and failed.
+    Raises `QdengineError` for double ids, no references, predictions `against` for other rows, or a field that is no
+    text.
     """
     predicted = _by_id(predictions, "predictions")
     wanted = _by_id(references, "references")
@@ -47,7 +50,7 @@ def evaluate(
     figures = [_figures(row, predicted.get(key), lang) for key, row in wanted.items()]
     missing = [i for i in wanted if i not in predicted]
     generator = np.random.default_rng(seed)
-    result = {
+    result: dict[str, Any] = {
         "rows": len(wanted),
         "missing": len(missing),
         "first_missing": missing[0] if missing else None,
@@ -58,6 +61,13 @@ def evaluate(
     }
     if against is not None:
         others = _by_id(against, "against")
+        if others.keys().isdisjoint(wanted):
+            raise QdengineError("against: none of its ids is one of the references; give predictions for the same rows")
+        result["against"] = {
+            "missing": sum(i not in others for i in wanted),
+            "failed": sum(bool(row.get("error")) for row in others.values()),
+            "unknown": sum(i not in wanted for i in others),
+        }
         pairs = zip(figures, (_figures(row, others.get(key), lang) for key, row in wanted.items()), strict=True)
         apart = [{name: own[name] - other[name] for name in own.keys() & other.keys()} for own, other in pairs]
         result["differences"] = _intervals(apart, generator)
@@ -126,11 +136,13 @@ def table(report: dict[str, Any]) -> str:
         if name in differences:
             line += f"{differences[name]['mean']:+12.2f}{_range(differences[name]):>20}"
         lines.append(line)
-    lines.append(
-        f"{report['rows']} rows; predictions: {report['missing']} missing, {report['failed']} failed, "
-        f"{report['unknown']} unknown"
-    )
+    told = f"{report['rows']} rows; predictions: {_counts(report)}"
+    lines.append(told + (f"; against: {_counts(report['against'])}" if differences else ""))
     return "\n".join(lines)
+
+
+def _counts(found: dict[str, Any]) -> str:
+    return f"{found['missing']} missing, {found['failed']} failed, {found['unknown']} unknown"
 
 
 def _range(interval: dict[str, float]) -> str:

@@ -334,13 +334,21 @@ def claim(folder: Path, settings: BaseModel, without: Mapping[str, Any] | None =
     `check_folder` does, and where another run is at work there."""
     check_folder(folder, settings, without)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
+    with alone(folder / _LOCK, folder):
+        check_folder(folder, settings, without)  # what another run noted until it let go of the lock
+        with aside(folder / SETTINGS) as part:
+            part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
+        yield
+
+
+@contextmanager
+def alone(lock: Path, output: Path) -> Iterator[None]:
+    """Keep other runs out of the block. Raises `ConfigError` where one is in it."""
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another run is at work in {folder}; wait for its end") from None
-        with aside(folder / SETTINGS) as part:
-            part.write_text(_header(settings) + dump(settings, without), encoding="utf-8")
+            raise ConfigError(f"another run is at work in {output}; wait for its end") from None
         yield
 
 

@@ -43,12 +43,12 @@ def export(settings: config.Export) -> Path:
     if settings.layers is not None and (base is None or settings.layers[-1] >= base.config.layers):
         raise ConfigError("layers: give the base that has them")
     with config.claim(settings.output, settings):
+        config.check_inputs(settings.output, {"student": tuned.digest} | ({"base": base.digest} if base else {}))
         bundle = settings.output / BUNDLE
         return bundle if bundle.is_dir() else _export(settings, base, tuned, bundle)
 
 
 def _export(settings: config.Export, base: Checkpoint | None, tuned: Checkpoint, bundle: Path) -> Path:
-    config.check_inputs(settings.output, {"student": tuned.digest} | ({"base": base.digest} if base else {}))
     stages = history(tuned.path)
     source = f"{settings.name}, from {stages[0].settings['student']['init'] if stages else tuned.name}"
     shipped = tuned if base is None else _restored(settings, base, tuned, source)

@@ -32,8 +32,7 @@ def make_pairs(settings: config.Pairs) -> Path:
     good, are left out. The same settings give the same file. Raises `TrainingError` where there is no pair."""
     from .. import Engine
 
-    if settings.output.exists():
-        raise ConfigError(f"{settings.output} exists; choose another output")
+    _check_new(settings.output)
     config.check_output(settings.output)
     found = [row for row in rows.read(settings.train, settings.rows) if row.summary]
     if not found:
@@ -41,7 +40,9 @@ def make_pairs(settings: config.Pairs) -> Path:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     made = 0
     opened = Engine.from_pretrained(settings.student, precision=settings.precision)
-    with opened as engine, aside(settings.output) as part, part.open("wb") as file:
+    lock = settings.output.with_name(f".{settings.output.name}.lock")
+    with opened as engine, config.alone(lock, settings.output), aside(settings.output) as part, part.open("wb") as file:
+        _check_new(settings.output)  # by a run that has ended since
         for row, texts in _sampled(engine, found, settings):
             if pair := choose(row, texts, settings):
                 file.write(jsonl.dumps(pair))
@@ -50,6 +51,11 @@ def make_pairs(settings: config.Pairs) -> Path:
             raise TrainingError(f"no two samples of {len(found)} rows differ by margin ({settings.margin}); lower it")
     print(f"{made} pairs of {len(found)} rows", file=sys.stderr)
     return settings.output
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise ConfigError(f"{output} exists; choose another output")
 
 
 def choose(row: Row, texts: list[str], settings: config.Pairs) -> dict[str, Any] | None:

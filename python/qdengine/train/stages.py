@@ -89,11 +89,13 @@ def _run(
         raise ConfigError(f"training.tokens is {together}, and a pack has {longest}; give {-(-longest // 128) * 128}")
     _tell(train, skipped)
     goal = objective(source)
-    inputs = {"student": source.digest, "data": digest([*train, *validation])}
+    inputs = {"student": source.digest, "train": digest(train), "validation": digest(validation)}
     if teacher is not None:
         inputs["teacher"] = teacher.digest
     with config.claim(folder, settings):
         config.check_inputs(folder, inputs)
+        if bundle.is_dir():  # by a run that ended while this one made its packs
+            return bundle
         trained = model.make(settings, source, shape)
         from .plot import plot
         from .trainer import METRICS, PackTrainer
