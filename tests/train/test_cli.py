@@ -64,9 +64,9 @@ def test_distill_and_dpo(settings_file, tmp_path, bundle, pair_data):
 
 def test_pairs(tmp_path, bundle):
     path = tmp_path / "pairs.yaml"
-    rows = write_rows(tmp_path / "rows.jsonl", synthetic.rows(3))
+    rows = write_rows(tmp_path / "rows.jsonl", synthetic.rows(10))
     path.write_text(yaml.safe_dump({"output": str(tmp_path / "pairs.jsonl"), "train": [rows], "student": str(bundle)}))
-    out = fine("train", "pairs", path, "precision=float32", "samples=2", "max_new_tokens=4", "margin=0.001")
+    out = fine("train", "pairs", path, "precision=float32", "samples=4", "max_new_tokens=12", "margin=0.01")
     assert out == f"{tmp_path / 'pairs.jsonl'}\n" and Path(out.strip()).exists()
 
 
