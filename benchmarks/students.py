@@ -12,7 +12,7 @@ each phase in turn for all students in one run.
 from __future__ import annotations
 
 import sys
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def baselines(paths: list[Path], rows: int | None) -> dict[str, Any]:
         wanted = list(islice(jsonl.read(path), rows))
         for name in BASELINES:
             predicted = baseline(name, wanted, language(path))  # type: ignore[arg-type]
-            scores = evaluate(predicted, wanted, language(path))  # type: ignore[arg-type]
+            scores = evaluate(predicted, wanted, language(path))
             found.setdefault(name, {})[name_of(path)] = scores
     return found
 
@@ -62,7 +62,7 @@ def plot(data: dict[str, Any], folder: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4))
     file = data["files"][0]
     for name, found in data["students"].items():
-        for marker, (precision, one) in zip("os^D", found["precisions"].items(), strict=False):
+        for marker, (precision, one) in zip(cycle("os^D"), found["precisions"].items(), strict=False):
             rouge, x = one["scores"][file]["scores"]["rouge2"], one["speed"]["requests_per_s"]
             error = [[rouge["mean"] - rouge["low"]], [rouge["high"] - rouge["mean"]]]
             axes.errorbar(x, rouge["mean"], error, fmt=marker, capsize=3)
@@ -112,11 +112,8 @@ def main(
             for path in paths:
                 print(f"{name}, {engine.precision}, {name_of(path)}", file=sys.stderr)
                 predictions = work / f"{name}.{engine.precision}.{name_of(path)}.{rows or 'all'}.jsonl"
-                scores = score(engine, path, rows, language(path), predictions)
-                against = jsonl.read(first.setdefault(path, predictions))
-                wanted = islice(jsonl.read(path), rows)
-                compared = evaluate(jsonl.read(predictions), wanted, language(path), against=against)  # type: ignore[arg-type]
-                scores["differences"] = compared["differences"]
+                against = first.setdefault(path, predictions)
+                scores = score(engine, path, rows, language(path), predictions, against)
                 found[name]["precisions"][engine.precision]["scores"][name_of(path)] = scores
     files = [name_of(path) for path in paths]
     result = facts() | {

@@ -179,7 +179,7 @@ def evaluate(
     else:
         found = jsonl.read(predictions)  # type: ignore[assignment,arg-type]
     others = None if against is None else jsonl.read(against)
-    result = report.evaluate(found, wanted, lang, against=others)  # type: ignore[arg-type]
+    result = report.evaluate(found, wanted, lang, against=others)
     click.echo(json.dumps(result) if as_json else report.table(result))
 
 

@@ -62,7 +62,7 @@ def apply(base: Weights, delta: Weights) -> Weights:
             continue
         step = _unpack(change, base[name].shape).float() * scales.unsqueeze(1)
         if left is not None:
-            # The products are exact in float64, and so are their sums: whichever order they are added in.
+            # The products are exact in float64, and sums in any order agree far below what float32 keeps.
             step += (left.double() @ delta[name + _RIGHT].double()).float()
         tuned[name] = (base[name].float() + step).to(base[name].dtype)
     return tuned

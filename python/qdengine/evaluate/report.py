@@ -10,6 +10,9 @@ import numpy as np
 from ..errors import QdengineError
 from .rouge import METRICS, rouge, tokenize
 
+Row = dict[str, Any] | QdengineError
+"""Of a file: what is wrong with a line stands in its place."""
+
 RESAMPLES = 1000
 _NAMES = (*METRICS, "exact", "run", "copy4", "length")
 
@@ -25,11 +28,11 @@ def copy_share(summary: list[str], document: list[str], n: int = 4) -> float | N
 
 
 def evaluate(
-    predictions: Iterable[dict[str, Any]],
-    references: Iterable[dict[str, Any]],
+    predictions: Iterable[Row],
+    references: Iterable[Row],
     lang: str = "en",
     seed: int = 0,
-    against: Iterable[dict[str, Any]] | None = None,
+    against: Iterable[Row] | None = None,
 ) -> dict[str, Any]:
     """Score `summary` by `id`. A reference row has `id`, `summary` (or `references`, best of) and `document`.
 
@@ -48,14 +51,11 @@ def evaluate(
     if not wanted:
         raise QdengineError("references: no rows")
     figures = [_figures(row, predicted.get(key), lang) for key, row in wanted.items()]
-    missing = [i for i in wanted if i not in predicted]
     generator = np.random.default_rng(seed)
     result: dict[str, Any] = {
         "rows": len(wanted),
-        "missing": len(missing),
-        "first_missing": missing[0] if missing else None,
-        "unknown": sum(i not in wanted for i in predicted),
-        "failed": sum(bool(row.get("error")) for row in predicted.values()),
+        **_counted(predicted, wanted),
+        "first_missing": next((i for i in wanted if i not in predicted), None),
         "lang": lang,
         "scores": _intervals(figures, generator),
     }
@@ -63,15 +63,19 @@ def evaluate(
         others = _by_id(against, "against")
         if others.keys().isdisjoint(wanted):
             raise QdengineError("against: none of its ids is one of the references; give predictions for the same rows")
-        result["against"] = {
-            "missing": sum(i not in others for i in wanted),
-            "failed": sum(bool(row.get("error")) for row in others.values()),
-            "unknown": sum(i not in wanted for i in others),
-        }
+        result["against"] = _counted(others, wanted)
         pairs = zip(figures, (_figures(row, others.get(key), lang) for key, row in wanted.items()), strict=True)
         apart = [{name: own[name] - other[name] for name in own.keys() & other.keys()} for own, other in pairs]
         result["differences"] = _intervals(apart, generator)
     return result
+
+
+def _counted(predicted: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {
+        "missing": len(wanted.keys() - predicted.keys()),
+        "unknown": len(predicted.keys() - wanted.keys()),
+        "failed": sum(bool(row.get("error")) for row in predicted.values()),
+    }
 
 
 def _figures(row: dict[str, Any], prediction: dict[str, Any] | None, lang: str) -> dict[str, float]:
@@ -87,7 +91,7 @@ def _figures(row: dict[str, Any], prediction: dict[str, Any] | None, lang: str) 
     return found | {"length": float(len(tokens))}
 
 
-def _by_id(rows: Iterable[dict[str, Any]], what: str) -> dict[str, dict[str, Any]]:
+def _by_id(rows: Iterable[Row], what: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if isinstance(row, QdengineError):
@@ -136,12 +140,12 @@ def table(report: dict[str, Any]) -> str:
         if name in differences:
             line += f"{differences[name]['mean']:+12.2f}{_range(differences[name]):>20}"
         lines.append(line)
-    told = f"{report['rows']} rows; predictions: {_counts(report)}"
-    lines.append(told + (f"; against: {_counts(report['against'])}" if differences else ""))
+    told = f"{report['rows']} rows; predictions: {_told(report)}"
+    lines.append(told + (f"; against: {_told(report['against'])}" if differences else ""))
     return "\n".join(lines)
 
 
-def _counts(found: dict[str, Any]) -> str:
+def _told(found: dict[str, Any]) -> str:
     return f"{found['missing']} missing, {found['failed']} failed, {found['unknown']} unknown"
 
 

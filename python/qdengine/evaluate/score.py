@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
-def score(engine: Engine, references: Path, rows: int | None, lang: str, predictions: Path) -> dict[str, Any]:
+def score(
+    engine: Engine, references: Path, rows: int | None, lang: str, predictions: Path, against: Path | None = None
+) -> dict[str, Any]:
     """The report of `evaluate` over the first `rows` of a file, and `steps`, their mean for a summary.
 
     The summaries are written to `predictions`, which is gone on with where it was interrupted, and the rows beside it.
-    Raises `JsonlError` for a line that is no row, or where there are none.
+    against: a file of predictions to compare them with. Raises `JsonlError` for a line that is no row, or where there
+    are none.
     """
     if not (wanted := valid_rows(references, rows)):
         raise JsonlError(f"{references} has no rows")
@@ -29,4 +32,5 @@ def score(engine: Engine, references: Path, rows: int | None, lang: str, predict
     summarize_file(engine, str(source), str(predictions), _BATCH)
     written = [row for row in jsonl.read(predictions) if isinstance(row, dict)]
     steps = [row["stats"]["steps"] for row in written if not row["error"]]
-    return evaluate(written, wanted, lang) | {"steps": sum(steps) / max(1, len(steps))}
+    others = None if against is None else jsonl.read(against)
+    return evaluate(written, wanted, lang, against=others) | {"steps": sum(steps) / max(1, len(steps))}

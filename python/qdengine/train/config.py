@@ -355,14 +355,15 @@ def alone(lock: Path, output: Path) -> Iterator[None]:
 def check_inputs(folder: Path, digests: dict[str, str]) -> None:
     """Note what a run is made of, or compare with what it began with. Raises `ConfigError` that names what changed."""
     noted = folder / _INPUTS
-    old = json.loads(noted.read_text(encoding="utf-8")) if noted.exists() else digests
+    if not noted.exists():
+        with aside(noted) as part:
+            part.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+    old = json.loads(noted.read_text(encoding="utf-8"))
     if changed := [name for name, digest in digests.items() if old.get(name) != digest]:
         raise ConfigError(
             f"the {changed[0]} of {folder} changed since the run began, and it would not be one run; choose another "
             "output"
         )
-    with aside(noted) as part:
-        part.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def _header(settings: BaseModel) -> str:

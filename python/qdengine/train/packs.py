@@ -97,10 +97,10 @@ def digest(packs: Sequence[Pack]) -> str:
     """Hex SHA-256 of what a run on these packs learns from."""
     found = hashlib.sha256()
     for pack in packs:
-        found.update(np.array([len(pack.beginning), *(len(one.ids) for one in pack.branches)], np.int64).tobytes())
-        found.update(np.array([one.target for one in pack.branches], np.int64).tobytes())
+        sizes = [len(pack.beginning), *(len(one.ids) for one in pack.branches), *(one.target for one in pack.branches)]
+        found.update(np.array(sizes, np.int64).tobytes())
         for ids in (pack.beginning, *(one.ids for one in pack.branches)):
-            found.update(ids.astype(np.int32).tobytes())
+            found.update(ids.tobytes())
     return found.hexdigest()
 
 
