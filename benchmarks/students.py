@@ -72,6 +72,7 @@ def plot(data: dict[str, Any], folder: Path) -> None:
         axes.axhline(mean, linestyle=":", color="grey", linewidth=1)
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axes.annotate(name, (0, mean), (2, 2), fontsize=8, **place)
+    axes.set_xlim(left=0)  # or what is noise looks like a difference
     axes.set_xlabel(f"requests/s, {data['threads']} threads")
     axes.set_ylabel(f"ROUGE-2, {file}")
     save(figure, folder, "students")
