@@ -247,10 +247,11 @@ def draft_cases() -> list[Case]:
 def pack_cases() -> list[Case]:
     g = torch.Generator().manual_seed(5)
     cases = []
-    # Sequences, capacity, drafts; tokens beyond the known ones that the step and its rows have room for.
-    for n, (sequences, capacity, draft, room) in enumerate(
-        ((0, 8, 4, 0), (0, 8, 4, 5), (1, 9, 0, 3), (4, 40, 8, 100), (7, 60, 64, 20), (300, 30, 5, 0), (260, 300, 3, 50))
-    ):
+    # Sequences, capacity, drafts; tokens beyond the known ones, and rows beyond the newest ones', that the step has.
+    for n, (sequences, capacity, draft, room, rows) in enumerate((
+        (0, 8, 4, 0, 0), (0, 8, 4, 5, 5), (1, 9, 0, 3, 1), (4, 40, 8, 100, 100), (7, 60, 64, 20, 24),
+        (300, 30, 5, 0, 0), (260, 300, 3, 50, 60), (30, 6, 9, 80, 7), (300, 3, 5, 200, 0),
+    )):  # fmt: skip
         one = {"generator": g, "dtype": torch.int32}
         tokens = torch.randint(0, 99, (sequences, capacity), **one)
         drafts = torch.randint(0, 99, (sequences, draft + 2), **one)[:, :draft]
@@ -261,10 +262,11 @@ def pack_cases() -> list[Case]:
         size = 4
         table = torch.randint(0, 1000, (sequences, (capacity + draft) // size), **one)
         reach = torch.randint(0, capacity + draft + 4, (sequences,), **one)
-        known = int(torch.minimum(torch.minimum(bounds[:, 3], reach) - computed, most).clamp(min=0).sum())
+        known = torch.minimum(torch.minimum(bounds[:, 3], reach) - computed, most).clamp(min=0)
+        writes = int(((known > 0) & (computed + known == bounds[:, 3])).sum())
         given = (tokens, bounds, computed, most, reach, drafts, draft_lens, table, size)
-        t, s = known + room, sequences
-        shapes = (t, t, t, min(t, s + room), s, s + 1, s + 1, s)
+        t, s = int(known.sum()) + room, sequences
+        shapes = (t, t, t, writes + rows, s, s + 1, s + 1, s)
         outputs = tuple(torch.full((k,), -7, dtype=torch.int32) for k in shapes)
         cases.append(Case("pack_step", str(n), (*outputs, *given), tuple(range(len(outputs)))))
     return cases

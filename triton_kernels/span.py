@@ -40,14 +40,13 @@ def _ends(tokens, ranks, twins, end, vocab, break_id, place, alive):
     """Of `alive` places, those before which a sentence may end."""
     skipping = alive
     going = _any(skipping)
-    token = tl.zeros_like(place)
     while going > 0:
-        inside = skipping & (place < end)
-        token = tl.where(inside, tl.load(tokens + place, inside, 0), token)
-        known = inside & (token != break_id) & (token >= 0) & (token < vocab)
-        skipping = known & (tl.load(twins + token, known, 0) < 0)
+        token = tl.load(tokens + place, skipping & (place < end), break_id)
+        known = (token != break_id) & (token >= 0) & (token < vocab)
+        skipping = skipping & known & (tl.load(twins + token, skipping & known, 0) < 0)
         place += skipping.to(tl.int32)
         going = _any(skipping)
+    token = tl.load(tokens + place, alive & (place < end), 0)
     start = tl.load(ranks + place, alive & (place < end), 0) & 1
     return alive & ((place >= end) | (start > 0) | (token == break_id))
 
@@ -65,12 +64,10 @@ def _has(tokens, ranks, twins, end, vocab, break_id, output, draft, written, len
             same = same & (place + t < end)
             same = same & (tl.load(tokens + place + t, same, 0) == given)
             t += 1
-            going = _any(same)
-            if going > 0:
-                done = _ends(tokens, ranks, twins, end, vocab, break_id, place + t, same)
-                found = found | done
-                same = same & (done == 0)
-                going = tl.where(i + t < length, _any(same), 0)
+            done = _ends(tokens, ranks, twins, end, vocab, break_id, place + t, same)
+            found = found | done
+            same = same & (done == 0)
+            going = tl.where(i + t < length, _any(same), 0)
     return found
 
 

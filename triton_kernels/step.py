@@ -39,6 +39,7 @@ def _pack_kernel(
 ):  # fmt: skip
     s = tl.program_id(0)
     all_known = 0
+    all_writes = 0
     known_before = 0
     wanted_before = 0
     writes_before = 0
@@ -49,10 +50,11 @@ def _pack_kernel(
         )
         before = (j < s).to(tl.int32)
         all_known += tl.sum(known, 0)
+        all_writes += tl.sum(writes, 0)
         known_before += tl.sum(known * before, 0)
         wanted_before += tl.sum(wanted * before, 0)
         writes_before += tl.sum(writes * before, 0)
-    room = tl.maximum(step - all_known, 0)
+    room = tl.maximum(tl.minimum(step - all_known, step_rows - all_writes), 0)
     drafted_before = tl.minimum(wanted_before, room)
     first_token = tl.minimum(known_before + drafted_before, step)
     first_row = tl.minimum(writes_before + drafted_before, step_rows)

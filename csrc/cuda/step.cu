@@ -12,9 +12,9 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ __launch_bounds__(kThreads) void pack_kernel(PackArgs a) {
-  __shared__ int32_t sums[4];  // known of all sequences; known, wanted and writes of those before this one
+  __shared__ int32_t sums[5];  // known and writes of all sequences; known, wanted and writes of those before this one
   const int64_t s = blockIdx.x;
-  if (threadIdx.x < 4) sums[threadIdx.x] = 0;
+  if (threadIdx.x < 5) sums[threadIdx.x] = 0;
   __syncthreads();
   step::Sums all = {0, 0, 0}, before = {0, 0, 0};
   for (int64_t j = threadIdx.x; j < a.sequences; j += kThreads) {
@@ -23,12 +23,13 @@ __global__ __launch_bounds__(kThreads) void pack_kernel(PackArgs a) {
     if (j < s) before = step::plus(before, other);
   }
   atomicAdd(&sums[0], all.known);
-  atomicAdd(&sums[1], before.known);
-  atomicAdd(&sums[2], before.wanted);
-  atomicAdd(&sums[3], before.writes);
+  atomicAdd(&sums[1], all.writes);
+  atomicAdd(&sums[2], before.known);
+  atomicAdd(&sums[3], before.wanted);
+  atomicAdd(&sums[4], before.writes);
   __syncthreads();
-  const int32_t room = step::room_for_drafts(a, sums[0]), thread = static_cast<int32_t>(threadIdx.x);
-  before = {sums[1], sums[2], sums[3]};
+  const int32_t room = step::room_for_drafts(a, {sums[0], 0, sums[1]}), thread = static_cast<int32_t>(threadIdx.x);
+  before = {sums[2], sums[3], sums[4]};
   const step::Place at = step::place(a, before, room);
   if (thread == 0) {
     a.q_indptr[s] = at.token;

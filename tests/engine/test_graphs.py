@@ -40,3 +40,30 @@ def test_planning_ahead_and_padding_change_no_token(family, tmp_path):
         return [s.token_ids for s in summaries]
 
     assert ids(lag=True) == ids(lag=False)
+
+
+def test_drafts_leave_every_sequence_its_row(tmp_path):
+    """A step has room for more drafts than it has rows for, where a prefill makes it large and few drafts were
+    expected: those that are too many are dropped, and no sequence goes without its next token."""
+    config = EngineConfig(max_new_tokens=24, max_step_tokens=1024, max_sequences=32, adaptive_lookahead=False)
+    batch = [{"query": "fox", "document": f"{i}. {TEXT}"} for i in range(64)]
+
+    def ids(lag: bool) -> list[list[int]]:
+        full = []
+        with Engine.from_pretrained(tiny_bundle(tmp_path / str(lag)), "cpu", "float32", config) as engine:
+            runner = engine._runner
+            runner.lag, launch = lag, runner.launch
+
+            def launched(entries, drafts):
+                assert runner._flights < 500, "it goes on for ever"
+                flight = launch(entries, 0 if lag else drafts)
+                full.append(int(runner._row_indptr[-1]))
+                return flight
+
+            runner.launch = launched
+            summaries = engine.summarize(batch)
+        assert [s.error for s in summaries] == [None] * len(batch)
+        assert not lag or 64 in full, "the rows were never all taken"
+        return [s.token_ids for s in summaries]
+
+    assert ids(lag=True) == ids(lag=False)

@@ -290,7 +290,7 @@ def test_compiles(tmp_path, arch):
         "_propose",
         "_verify",
     }
-    kernels |= {"_dequantize", "_linear", "_linear_argmax", "_best"}
+    kernels |= {"_dequantize", "_linear", "_linear_argmax", "_best", "_pack", "_commit", "_admit"}
     assert set(shared) == {f"{name}_kernel" for name in kernels}
     assert max(map(int, shared.values())) <= {80: 163, 89: 99, 90: 227}[arch] * 1024
 
@@ -354,8 +354,17 @@ def launches(arch: int):
         ids, workspace = index(32), torch.empty(32, 384, dtype=torch.int64)
         yield "linear_argmax", (ids, workspace, x, torch.empty(49152, 576, dtype=dtype))
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
-        arrays = (index(4, 512), index(4, 512), index(4, 4), index(4, 64), index(4), index(49152), index(2))
-        yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)
+        for capacity in (512, 8192):
+            arrays = (
+                index(4, capacity),
+                index(4, capacity),
+                index(4, 4),
+                index(4, 64),
+                index(4),
+                index(49152),
+                index(2),
+            )
+            yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)
         for heads, groups, width, size in ((9, 3, 64, 16), (32, 8, 128, 16), (8, 1, 256, 5)):
             if dtype == torch.float16 and width != 64:
                 continue
@@ -373,6 +382,13 @@ def launches(arch: int):
                 yield "rope_append", (q, *kv, qkv, index(32), index(32), *extra, 1e-6)
     yield "ngram_propose", (index(4, 64), index(4), index(4, 512), index(4, 512), index(4, 4), index(4))
     yield "verify_draft", (index(4, 65), index(4), index(4, 64), index(4), index(40), index(5))
+    step, rows = (index(64), index(64), index(64), index(40), index(4), index(5), index(5), index(4)), index(4, 512)
+    yield "pack_step", (*step, rows, index(4, 4), *[index(4)] * 3, index(4, 64), index(4), index(4, 40), 16)
+    yield (
+        "commit_step",
+        (rows, index(4, 4), *[index(4)] * 3, index(4, 65), *[index(4)] * 2, index(5), index(4), index(2)),
+    )
+    yield "admit_rows", (rows, rows, index(4, 4), *[index(4)] * 3, index(2, 8), index(100))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ namespace qdengine::QDENGINE_ISA {
 void pack_step(const PackArgs& a, Stream) {
   step::Sums all = {0, 0, 0}, before = {0, 0, 0};
   for (int64_t s = 0; s < a.sequences; ++s) all = step::plus(all, step::share(a, s));
-  const int32_t room = step::room_for_drafts(a, all.known);
+  const int32_t room = step::room_for_drafts(a, all);
   step::Place at = {0, 0, 0};
   a.q_indptr[0] = a.row_indptr[0] = 0;
   for (int64_t s = 0; s < a.sequences; ++s) {

@@ -38,10 +38,11 @@ QDENGINE_HD Sums plus(const Sums& sums, const Share& one) {
   return {sums.known + one.known, sums.wanted + one.wanted, sums.writes + one.writes};
 }
 
-// Room for drafts beside `known` tokens.
-QDENGINE_HD int32_t room_for_drafts(const PackArgs& a, int32_t known) {
-  const int32_t tokens = static_cast<int32_t>(a.step_tokens);
-  return known < tokens ? tokens - known : 0;
+// Room for drafts beside what is known of all sequences: each takes a token and a row.
+QDENGINE_HD int32_t room_for_drafts(const PackArgs& a, const Sums& all) {
+  const int32_t tokens = static_cast<int32_t>(a.step_tokens) - all.known, rows = static_cast<int32_t>(a.step_rows) - all.writes;
+  const int32_t room = tokens < rows ? tokens : rows;
+  return room > 0 ? room : 0;
 }
 
 // Where the tokens, and the rows whose output is wanted, of the sequence behind some others begin. Drafts are dropped from the

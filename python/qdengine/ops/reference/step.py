@@ -32,7 +32,7 @@ def pack_step(
     Sequence s gives its tokens from computed[s] on, at most most[s] of them (int32 [S]; 0 leaves it out), none at
     position reach[s] or beyond (int32 [S]). Where they reach its newest one the step is to write: its draft follows,
     as far as reach[s] allows, and the rows of the newest token and of the drafted ones are wanted. All known tokens
-    must fit the step; drafts are dropped from the last ones on where it is full.
+    must fit the step, and the rows of the newest ones; drafts are dropped from the last ones on where T or R is full.
 
     Out, int32: ids, positions, slots [T], the padding behind the step's tokens being 0, 0 and -1 (as is the slot of a
     position outside the block table); rows [R], tokens whose output is wanted, padded with 0; kv_lens [S], tokens with
@@ -48,11 +48,11 @@ def pack_step(
     known = [
         max(0, min(m, n - first, end - first)) for n, first, m, end in zip(lengths, firsts, limits, ends, strict=True)
     ]
-    room = max(0, len(ids) - sum(known))
+    writes = [k > 0 and first + k == n for k, first, n in zip(known, firsts, lengths, strict=True)]
+    room = max(0, min(len(ids) - sum(known), len(rows) - sum(writes)))
     token = row = 0
     for s, first in enumerate(firsts):
-        writes = known[s] > 0 and first + known[s] == lengths[s]
-        count = min(lens[s], room, ends[s] - lengths[s]) if writes else 0
+        count = min(lens[s], room, ends[s] - lengths[s]) if writes[s] else 0
         room -= count
         taken = torch.cat([tokens[s, first : first + known[s]], drafts[s, :count]])
         end = token + len(taken)
@@ -62,7 +62,7 @@ def pack_step(
         slot = block_tables[s, block[inside].long()] * block_tokens + position[inside] % block_tokens
         ids[token:end], positions[token:end] = taken, position
         slots[token:end][inside] = slot
-        if writes:
+        if writes[s]:
             rows[row : row + count + 1] = torch.arange(end - count - 1, end)
             row += count + 1
         drafted[s], kv_lens[s] = count, first + len(taken) if len(taken) else 0
