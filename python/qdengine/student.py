@@ -43,7 +43,7 @@ STUDENTS: dict[str, Source | Tuned] = {
     DEFAULT_STUDENT: Tuned(
         base="smollm2-135m",
         file="qd-135m.safetensors",
-        sha256="0c91b61e2b9c3b23a46b84bcd47516d14891adcd56c581c78561b8162778e55c",
+        sha256="8f4deed02e8c0e00cdc87d70eee60ffa843aa6ab73004c2f6d353c2a1fba97f4",
         description="tuned to answer queries with sentences of the page (Apache 2.0)",
     ),
     "smollm2-135m": Source(
