@@ -368,6 +368,26 @@ def test_sampling_follows_the_distribution():
     assert torch.allclose(counts / 4000, want / want.sum(), atol=0.03)
 
 
+def test_sampling_looks_at_the_likely_first_and_sorts_all_where_it_must():
+    """What sorting the whole vocabulary gives, whether the likely tokens hold top_p, tie, or do not."""
+    import numpy as np
+    from qdengine.engine.sampling import draw
+
+    generator = torch.Generator().manual_seed(3)
+    whole = {}
+    for scale in (0.0, 0.1, 3.0, 30.0):
+        logits = (scale * torch.randn(500, generator=generator)).round(decimals=0 if scale == 3.0 else 6)
+        for seed in range(50):
+            probability, order = torch.softmax(logits.double(), -1).sort(descending=True, stable=True)
+            mass = probability.cumsum(0)
+            kept = max(1, int((mass - probability < 0.9).sum()))
+            uniform = np.random.Generator(np.random.Philox(key=seed, counter=7)).random()
+            place = int(torch.searchsorted(mass, uniform * mass[kept - 1], right=True))
+            assert draw(logits, 1.0, 0.9, seed, 7) == int(order[min(place, kept - 1)])
+            whole[scale] = whole.get(scale, set()) | {place >= 64}
+    assert whole[0.0] == {False, True} and whole[30.0] == {False}
+
+
 def test_options_are_checked(bundle):
     with pytest.raises(errors.ConfigError, match="precision 'int3'"):
         Engine.from_pretrained(bundle, precision="int3")

@@ -139,7 +139,7 @@ class Runner:
             kept = self._run(tokens, rows)
         if any(entry.writes and entry.sequence.request.verbatim for entry in entries):
             self._allow(self.decoder.head.logits(kept))
-        sample(self._sampled, lambda: self.decoder.head.logits(kept), self._row_indptr, entries)
+        sample(self._sampled, lambda: self.decoder.head.logits(kept), self._row_indptr, self._drafts, entries)
         (self.graphs.finish if self.graphs else self._finish)()
         self._result.fetch(copy)
         return Flight(entries, copy, tokens, began, self._now())
