@@ -162,7 +162,7 @@ def measure(backend: str, op: str, size: str, dtype: str, budget: float) -> dict
 @click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, default=list(SIZES))
 @click.option("--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, default=list(DTYPES))
 @click.option("--seconds", default=0.2, show_default=True, help="Spent on each.")
-@click.option("--json", "out", type=click.Path(dir_okay=False))
+@click.option("--json", "out", type=click.Path(dir_okay=False), help="Written anew after every backend.")
 def main(
     backends: tuple[str, ...], chosen: tuple[str, ...], sizes: tuple[str, ...], dtypes: tuple[str, ...],
     seconds: float, out: str | None,
@@ -175,12 +175,12 @@ def main(
             if backend == "reference" and op in ("allowed_argmax", "ngram_propose"):
                 continue  # a plain loop, which documents the op; it takes seconds
             rows.append(measure(backend, op, size, dtype, seconds))
+        write(facts() | {"rows": rows}, out)
     for row in rows:
         us, share = float(row["us"]), row.get("share_of_limit")
         rate = f"{row['bytes'] / us / 1e3:8.1f} GB/s{row['flops'] / us / 1e6:9.3f} TFLOP/s"
         name = f"{row['op']:18}{row['size']:9}{row['dtype']:10}{row['backend']:10}"
         click.echo(f"{name}{us:11.2f} us{rate}" + (f"{share:7.1%} of the limit" if share else ""))
-    write(facts() | {"rows": rows}, out)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def plot_load(engines: dict[str, dict[str, Any]], gpu: str, folder: Path) -> Non
 
 def plot_share(results: dict[str, dict[str, Any]], gpu: str, folder: Path) -> None:
     """Share of its limit that each op and step reached, the sizes side by side."""
-    rows = [(f"{row['op']} {row['size']} {row['dtype']} {row['backend']}", row) for row in results["ops"]["rows"]]
-    steps = results.get("steps", {}).get("rows", [])
+    ops, steps = (results.get(name, {}).get("rows", []) for name in ("ops", "steps"))
+    rows = [(f"{row['op']} {row['size']} {row['dtype']} {row['backend']}", row) for row in ops]
     rows += [(f"step {row['step']} {row['precision']} {row['backend']}", row) for row in steps]
     known = [(name, row["share_of_limit"]) for name, row in rows if "share_of_limit" in row and "token" not in name]
     if not known:
@@ -102,14 +102,32 @@ def plot_share(results: dict[str, dict[str, Any]], gpu: str, folder: Path) -> No
     save(figure, folder, "gpu-share")
 
 
+def plot_attention(found: dict[str, Any], gpu: str, folder: Path) -> None:
+    """Times of every batch by who computes it, over those of qdengine's first backend."""
+    rows = [row for row in found["rows"] if "us" in row]
+    cases, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("case", "how"))
+    base = {row["case"]: row["us"] for row in rows if row["how"] == names[0]}
+    figure, axis = plt.subplots(figsize=(9, 4))
+    for i, name in enumerate(names):
+        own = [(cases.index(row["case"]), row["us"] / base[row["case"]]) for row in rows if row["how"] == name]
+        axis.bar([at + 0.8 * i / len(names) for at, _ in own], [y for _, y in own], 0.8 / len(names), label=name)
+    axis.axhline(1, color="grey", linewidth=1)
+    axis.set_yscale("log")
+    axis.set_xticks([at + 0.35 for at in range(len(cases))], cases, rotation=20, fontsize=8)
+    axis.set_ylabel(f"time over that of {names[0]}\n{gpu}, {rows[0]['dtype']}")
+    axis.legend(fontsize=7, ncols=2)
+    save(figure, folder, "gpu-attention")
+
+
 def plot_gpu(data: dict[str, Any], folder: Path) -> None:
     results = {name: step["result"] for name, step in data["steps"].items() if "result" in step}
     gpu = data["gpu"] or "no GPU"
     engines = {name: found for name, found in results.items() if name.startswith("engine-") and found["load"]}
     if engines:
         plot_load(engines, gpu, folder)
-    if "ops" in results:
-        plot_share(results, gpu, folder)
+    plot_share(results, gpu, folder)
+    if "attention" in results:
+        plot_attention(results["attention"], gpu, folder)
     if "compare" in results:
         plot_compare(results["compare"], folder, "gpu-compare")
 

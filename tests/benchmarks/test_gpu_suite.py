@@ -135,7 +135,7 @@ def test_plots(tmp_path):
     done = CliRunner().invoke(plot.main, ["--gpu", str(file), "--out", str(tmp_path / "plots")])
     assert done.exit_code == 0, done.output
     drawn = {path.name: path.read_text() for path in (tmp_path / "plots").iterdir()}
-    assert set(drawn) == {"gpu-load.svg", "gpu-share.svg", "gpu-compare.svg"}
+    assert set(drawn) == {"gpu-load.svg", "gpu-share.svg", "gpu-attention.svg", "gpu-compare.svg"}
     assert "bfloat16, p99" in drawn["gpu-load.svg"] and "gelu verify float32 cuda" in drawn["gpu-share.svg"]
 
 
