@@ -97,8 +97,12 @@ def main(
         return
     if not students or not paths or not all("=" in one for one in students):
         raise click.UsageError("give students as NAME=BUNDLE, and --data")
+    given = [(name, bundle) for name, _, bundle in (one.partition("=") for one in students)]
+    for what, names in (("students", [name for name, _ in given]), ("files", [name_of(path) for path in paths])):
+        if len(set(names)) < len(names) or any("/" in name for name in names):
+            raise click.UsageError(f"{what} need names of their own, without a slash: {', '.join(names)}")
     work.mkdir(parents=True, exist_ok=True)
-    named = {name: student.resolve(bundle) for name, _, bundle in (one.partition("=") for one in students)}
+    named = {name: student.resolve(bundle) for name, bundle in given}
     found: dict[str, Any] = {}
     for name, bundle in named.items():
         shape = load(bundle).config

@@ -13,9 +13,17 @@ train sft "$here/sft.yaml"
 [[ -e runs/pairs.jsonl ]] || train pairs "$here/pairs.yaml"
 train dpo "$here/dpo.yaml"
 
+# The default student: B trained on, packed, and repaired by adapters that the small file keeps.
+train sft "$here/sft.yaml" output=runs/more student.init=runs/dpo/bundle training.steps=1350
+train export "$here/export.yaml" output=runs/packed student=runs/more/bundle evaluate=[]
+train distill "$here/distill.yaml" output=runs/repaired student.init=runs/packed/bundle student.layers=null \
+  teacher=runs/more/bundle lora.rank=3 lora.scale=2 training.steps=160 training.learning_rate=1e-3 training.warmup=10
+train export "$here/export.yaml" output=runs/export student=runs/repaired/bundle rank=3
+
 # C: twelve layers of A, by labels and distribution, and by labels alone.
 train distill "$here/distill.yaml"
 train distill "$here/distill.yaml" output=runs/shallow-labels teacher=null
+train distill "$here/distill.yaml" output=runs/shallow-long student.init=runs/more/bundle teacher=null training.steps=1500
 
 # D: the paper's shape from scratch.
 train sft "$here/gpt2.yaml"

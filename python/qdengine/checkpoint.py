@@ -175,10 +175,15 @@ def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Te
     return found
 
 
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors that `config` needs, by name."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
+
+
 def check_weights(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Raise `CheckpointError` unless `weights` are exactly the tensors that `config` needs."""
-    with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
+    wanted = shapes(config)
     for problem, names in (
         ("lack", wanted.keys() - weights.keys()),
         ("have the unknown", weights.keys() - wanted.keys()),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from qdengine import Engine, checkpoint, delta, jsonl
 from qdengine.errors import ConfigError
 from qdengine.train import config, stages
@@ -178,8 +179,32 @@ def test_stages_of_a_student_without_its_runs_are_those_on_its_card(made, tmp_pa
 
 
 def test_layers_need_their_base(made, tmp_path):
-    with pytest.raises(ConfigError, match="give the base that has them"):
-        export(settings(made, tmp_path / "out", layers=[0]))
-    with pytest.raises(ConfigError, match="give the base that has them"):
-        export(settings(made, tmp_path / "out", layers=[0, 7], base=str(made["base"])))
+    for alone in ({"layers": [0]}, {"rank": 2}):
+        with pytest.raises(ValidationError, match="give base"):
+            settings(made, tmp_path / "out", **alone)
+    base = str(made["base"])
+    with pytest.raises(ConfigError, match="has 2, and no layer 7"):
+        export(settings(made, tmp_path / "out", layers=[0, 7], base=base))
+    with pytest.raises(ConfigError, match=r"was not made of 1 layers of .*: layers\.1\..* and would be not there"):
+        export(settings(made, tmp_path / "out", layers=[0], base=base))
+    with pytest.raises(ValidationError, match="layers must ascend"):
+        settings(made, tmp_path / "out", layers=[1, 0], base=base)
+    other = tiny_bundle(tmp_path, "gpt2")
+    with pytest.raises(ConfigError, match="give its own base"):
+        export(settings(made, tmp_path / "out", base=str(other)))
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_changed_since(made, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    shutil.copy(made["folder"] / "rows.jsonl", path)
+    export(settings(made, tmp_path / "out", evaluate=[path]))
+    path.write_bytes(b"".join(jsonl.dumps(row | {"summary": "Another."}) for row in ROWS))
+    with pytest.raises(ConfigError, match=r"the rows\.jsonl of .* changed since"):
+        export(settings(made, tmp_path / "out", evaluate=[path]))
+    (tmp_path / "out" / "inputs.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"inputs\.json is damaged"):
+        export(settings(made, tmp_path / "out", evaluate=[path]))
+    (tmp_path / "out" / config.SETTINGS).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"run\.yaml is damaged"):
+        export(settings(made, tmp_path / "out", evaluate=[path]))

@@ -155,6 +155,13 @@ def test_no_pairs_are_an_error(asked, tmp_path):
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+def test_rows_that_all_fail(asked, tmp_path, capsys):
+    path = write_rows(tmp_path / "bad.jsonl", [{**row, "query": "why " * 600} for row in synthetic.rows(2)])
+    with pytest.raises(TrainingError, match="the engine answered none of 2 rows"):
+        make_pairs(asked(train=[path]))
+    assert "query, title and" in capsys.readouterr().err
+
+
 def test_two_at_once(asked, tmp_path):
     with config.alone(tmp_path / ".pairs.jsonl.lock", tmp_path), pytest.raises(ConfigError, match="another run is at"):
         make_pairs(asked())

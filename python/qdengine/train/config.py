@@ -44,7 +44,14 @@ def _is_there(path: Path) -> Path:
     return path
 
 
+def _ascending(layers: list[int]) -> list[int]:
+    if sorted(set(layers)) != layers:
+        raise ValueError(f"layers must ascend, not {layers}")
+    return layers
+
+
 Source = Annotated[Path, AfterValidator(_is_there)]
+Layers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_ascending)]
 
 
 class Section(BaseModel):
@@ -96,7 +103,7 @@ class Student(Section):
     """
 
     init: str
-    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    layers: Layers | None = None
     scratch: Shape | None = None
     prompt: Literal["document_first", "query_first", "sentences"] | None = None
     frozen: list[str] = []
@@ -105,8 +112,6 @@ class Student(Section):
     def _one_origin(self) -> Student:
         if self.layers is not None and self.scratch is not None:
             raise ValueError("layers and scratch exclude each other: a new model has no layers to keep")
-        if self.layers is not None and sorted(set(self.layers)) != self.layers:
-            raise ValueError(f"layers must ascend, not {self.layers}")
         return self
 
 
@@ -239,7 +244,7 @@ class Export(Section):
     output: Path
     student: str
     base: str | None = None
-    layers: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    layers: Layers | None = None
     rank: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bfloat16", "int8"] = "bfloat16"
     evaluate: list[Source] = []
@@ -249,6 +254,12 @@ class Export(Section):
     data: list[str] = Field(min_length=1)
     licence: str
     limits: list[str] = []
+
+    @model_validator(mode="after")
+    def _of_the_small_file(self) -> Export:
+        if self.base is None and (self.layers is not None or self.rank):
+            raise ValueError("layers and rank are of the small file, which is made with a base: give base")
+        return self
 
     @field_validator("evaluate")
     @classmethod
@@ -312,7 +323,7 @@ def check_folder(folder: Path, settings: BaseModel, without: Mapping[str, Any] |
     check_output(folder / SETTINGS)
     noted = folder / SETTINGS
     if noted.exists():
-        old, new = noted.read_text(encoding="utf-8"), _header(settings) + dump(settings, without)
+        old, new = _text(noted), _header(settings) + dump(settings, without)
         if changed := [line[2:] for line in difflib.ndiff(old.splitlines(), new.splitlines()) if line[0] in "+-"]:
             raise ConfigError(
                 f"{noted} has other settings ({changed[0].strip()}); give the run's own to go on with it, or another "
@@ -358,12 +369,22 @@ def check_inputs(folder: Path, digests: dict[str, str]) -> None:
     if not noted.exists():
         with aside(noted) as part:
             part.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
-    old = json.loads(noted.read_text(encoding="utf-8"))
+    try:
+        old = dict(json.loads(_text(noted)))
+    except (TypeError, ValueError):
+        raise ConfigError(f"{noted} is damaged; choose another output") from None
     if changed := [name for name, digest in digests.items() if old.get(name) != digest]:
         raise ConfigError(
             f"the {changed[0]} of {folder} changed since the run began, and it would not be one run; choose another "
             "output"
         )
+
+
+def _text(noted: Path) -> str:
+    try:
+        return noted.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{noted} is damaged; choose another output") from None
 
 
 def _header(settings: BaseModel) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,28 @@ def export(settings: config.Export) -> Path:
     bundle. Scores are gone on with where they were interrupted."""
     tuned = checkpoint.load(student.resolve(settings.student))
     base = None if settings.base is None else checkpoint.load(student.resolve(settings.base))
-    if settings.layers is not None and (base is None or settings.layers[-1] >= base.config.layers):
-        raise ConfigError("layers: give the base that has them")
+    inputs = {"student": tuned.digest} | {path.name: checkpoint.sha256(path) for path in settings.evaluate}
+    if base is not None:
+        _check_base(settings, base, tuned)
+        inputs["base"] = base.digest
     with config.claim(settings.output, settings):
-        config.check_inputs(settings.output, {"student": tuned.digest} | ({"base": base.digest} if base else {}))
+        config.check_inputs(settings.output, inputs)
         bundle = settings.output / BUNDLE
         return bundle if bundle.is_dir() else _export(settings, base, tuned, bundle)
+
+
+def _check_base(settings: config.Export, base: Checkpoint, tuned: Checkpoint) -> None:
+    """Raise `ConfigError` unless the student has the tensors of the base, or of those layers of it."""
+    layers = base.config.layers if settings.layers is None else len(settings.layers)
+    if settings.layers is not None and settings.layers[-1] >= base.config.layers:
+        raise ConfigError(f"layers: {settings.base} has {base.config.layers}, and no layer {settings.layers[-1]}")
+    wanted, found = checkpoint.shapes(replace(base.config, layers=layers)), checkpoint.shapes(tuned.config)
+    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise ConfigError(
+            f"base: {settings.student} was not made of {layers} layers of {settings.base}: {wrong[0]} is "
+            f"{found.get(wrong[0], 'not there')}, and would be {wanted.get(wrong[0], 'not there')}; give its own base, "
+            "and the layers that were kept"
+        )
 
 
 def _export(settings: config.Export, base: Checkpoint | None, tuned: Checkpoint, bundle: Path) -> Path:
@@ -155,7 +171,8 @@ def _score_table(report: dict[str, Any]) -> list[str]:
 def _restored(settings: config.Export, base: Checkpoint, tuned: Checkpoint, source: str) -> Checkpoint:
     """The student as the small file restores it, in a bundle for the time of its evaluation."""
     bundle = settings.output / _RESTORED
-    if not bundle.is_dir():
+    if not (bundle.is_dir() and (settings.output / DELTA).is_file()):
+        shutil.rmtree(bundle, ignore_errors=True)
         delta.write(settings.output / DELTA, base, tuned, settings.layers, source, settings.rank)
         delta.install(settings.output / DELTA, base.path, bundle)
     return checkpoint.load(bundle)

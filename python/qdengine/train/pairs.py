@@ -38,17 +38,20 @@ def make_pairs(settings: config.Pairs) -> Path:
     if not found:
         raise TrainingError("train has no row with a summary, which says what a good sample is")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    made = 0
+    made = compared = 0
     opened = Engine.from_pretrained(settings.student, precision=settings.precision)
     lock = settings.output.with_name(f".{settings.output.name}.lock")
     with opened as engine, config.alone(lock, settings.output), aside(settings.output) as part, part.open("wb") as file:
         _check_new(settings.output)  # by a run that has ended since
         for row, texts in _sampled(engine, found, settings):
+            compared += 1
             if pair := choose(row, texts, settings):
                 file.write(jsonl.dumps(pair))
                 made += 1
+        if not compared:
+            raise TrainingError(f"the engine answered none of {len(found)} rows; their errors stand above")
         if not made:
-            raise TrainingError(f"no two samples of {len(found)} rows differ by margin ({settings.margin}); lower it")
+            raise TrainingError(f"no two samples of {compared} rows differ by margin ({settings.margin}); lower it")
     print(f"{made} pairs of {len(found)} rows", file=sys.stderr)
     return settings.output
 
