@@ -13,7 +13,8 @@ train sft "$here/sft.yaml"
 [[ -e runs/pairs.jsonl ]] || train pairs "$here/pairs.yaml"
 train dpo "$here/dpo.yaml"
 
-# The default student: B trained on, packed, and repaired by adapters that the small file keeps.
+# As the default student was made: B trained on, packed, and repaired by adapters that the small file keeps. Its B is that
+# of cpu.sh, of a packed A.
 train sft "$here/sft.yaml" output=runs/more student.init=runs/dpo/bundle training.steps=1350
 train export "$here/export.yaml" output=runs/packed student=runs/more/bundle evaluate=[]
 train distill "$here/distill.yaml" output=runs/repaired student.init=runs/packed/bundle student.layers=null \

@@ -3,7 +3,8 @@
 #
 #     bash examples/training/cpu.sh         # from a folder in which data/ has the rows; makes runs/
 #
-# They start from a student that is tuned already (STUDENT, qd-135m where it is not given). Give QDENGINE, if it is not
+# They start from a student that is tuned already (STUDENT, qd-135m where it is not given; in docs/students.md it was A
+# as it is packed). Give QDENGINE, if it is not
 # on the path.
 set -euo pipefail
 here=$(dirname "$0")

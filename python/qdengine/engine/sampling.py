@@ -15,7 +15,8 @@ from torch import Tensor
 from .scheduler import Entry
 
 _LIKELY = 64
-"""Tokens that are looked at first: nearly always they hold `top_p`, and sorting all takes four times as long."""
+"""Tokens that are looked at first where `top_p` is below 1: mostly they hold it, and sorting all takes four times as
+long."""
 
 
 def sample(
@@ -45,9 +46,11 @@ def draw(logits: Tensor, temperature: float, top_p: float, seed: int, position: 
     """The token at `position`: inverse of the cumulative probability, kept tokens in falling order. logits: [V]."""
     uniform = np.random.Generator(np.random.Philox(key=seed, counter=position)).random()
     probability = torch.softmax(logits.double().cpu() / temperature, -1)
-    likely = (probability >= probability.topk(min(_LIKELY, len(probability))).values[-1]).nonzero().squeeze(1)
-    if probability[likely].sum() < top_p + 1e-9:  # sums in another order differ by less
-        likely = torch.arange(len(probability))
+    likely = torch.arange(len(probability))
+    if top_p < 1.0 and len(probability) > _LIKELY:
+        first = (probability >= probability.topk(_LIKELY).values[-1]).nonzero().squeeze(1)
+        if probability[first].sum() > top_p + 1e-9:  # sums in another order differ by less
+            likely = first
     falling, order = probability[likely].sort(descending=True, stable=True)
     cumulative = falling.cumsum(0)
     # The smallest set that reaches top_p: a token stays while the mass before it is below top_p.

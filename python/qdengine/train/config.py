@@ -366,18 +366,18 @@ def alone(lock: Path, output: Path) -> Iterator[None]:
 def check_inputs(folder: Path, digests: dict[str, str]) -> None:
     """Note what a run is made of, or compare with what it began with. Raises `ConfigError` that names what changed."""
     noted = folder / _INPUTS
-    if not noted.exists():
-        with aside(noted) as part:
-            part.write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     try:
-        old = dict(json.loads(_text(noted)))
+        old = dict(json.loads(_text(noted))) if noted.exists() else {}
     except (TypeError, ValueError):
         raise ConfigError(f"{noted} is damaged; choose another output") from None
-    if changed := [name for name, digest in digests.items() if old.get(name) != digest]:
+    if changed := [name for name, digest in digests.items() if old.get(name, digest) != digest]:
         raise ConfigError(
             f"the {changed[0]} of {folder} changed since the run began, and it would not be one run; choose another "
             "output"
         )
+    if digests.keys() - old.keys():
+        with aside(noted) as part:
+            part.write_text(json.dumps(old | digests, indent=2) + "\n", encoding="utf-8")
 
 
 def _text(noted: Path) -> str:
