@@ -64,10 +64,12 @@ def _has(tokens, ranks, twins, end, vocab, break_id, output, draft, written, len
             same = same & (place + t < end)
             same = same & (tl.load(tokens + place + t, same, 0) == given)
             t += 1
-            done = _ends(tokens, ranks, twins, end, vocab, break_id, place + t, same)
-            found = found | done
-            same = same & (done == 0)
-            going = tl.where(i + t < length, _any(same), 0)
+            going = _any(same)
+            if going > 0:
+                done = _ends(tokens, ranks, twins, end, vocab, break_id, place + t, same)
+                found = found | done
+                same = same & (done == 0)
+                going = tl.where(i + t < length, _any(same), 0)
     return found
 
 

@@ -355,15 +355,7 @@ def launches(arch: int):
         yield "linear_argmax", (ids, workspace, x, torch.empty(49152, 576, dtype=dtype))
         yield "greedy_argmax", (index(4), torch.empty(4, 49152, dtype=dtype))
         for capacity in (512, 8192):
-            arrays = (
-                index(4, capacity),
-                index(4, capacity),
-                index(4, 4),
-                index(4, 64),
-                index(4),
-                index(49152),
-                index(2),
-            )
+            arrays = (*[index(4, capacity)] * 2, index(4, 4), index(4, 64), index(4), index(49152), index(2))
             yield "allowed_argmax", (index(4), torch.empty(4, 49152, dtype=dtype), index(5), *arrays, 198)
         for heads, groups, width, size in ((9, 3, 64, 16), (32, 8, 128, 16), (8, 1, 256, 5)):
             if dtype == torch.float16 and width != 64:
@@ -382,13 +374,11 @@ def launches(arch: int):
                 yield "rope_append", (q, *kv, qkv, index(32), index(32), *extra, 1e-6)
     yield "ngram_propose", (index(4, 64), index(4), index(4, 512), index(4, 512), index(4, 4), index(4))
     yield "verify_draft", (index(4, 65), index(4), index(4, 64), index(4), index(40), index(5))
-    step, rows = (index(64), index(64), index(64), index(40), index(4), index(5), index(5), index(4)), index(4, 512)
-    yield "pack_step", (*step, rows, index(4, 4), *[index(4)] * 3, index(4, 64), index(4), index(4, 40), 16)
-    yield (
-        "commit_step",
-        (rows, index(4, 4), *[index(4)] * 3, index(4, 65), *[index(4)] * 2, index(5), index(4), index(2)),
-    )
-    yield "admit_rows", (rows, rows, index(4, 4), *[index(4)] * 3, index(2, 8), index(100))
+    rows, bounds, each = index(4, 512), index(4, 4), index(4)
+    step = (*[index(64)] * 3, index(40), each, index(5), index(5), each)
+    yield "pack_step", (*step, rows, bounds, each, each, each, index(4, 64), each, index(4, 40), 16)
+    yield "commit_step", (rows, bounds, each, each, each, index(4, 65), each, each, index(5), each, index(2))
+    yield "admit_rows", (rows, rows, bounds, each, each, each, index(2, 8), index(100))
 
 
 if __name__ == "__main__":
