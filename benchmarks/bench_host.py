@@ -47,9 +47,8 @@ class NullDecoder:
 
 @pytest.fixture(scope="module")
 def engine():
-    config = EngineConfig(kv_bytes=8 << 30, max_sequences=128, max_step_tokens=8192, adaptive_lookahead=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    sizes = {"kv_bytes": 8 << 30, "max_sequences": 128, "max_step_tokens": 8192}
+    config = EngineConfig(**sizes, adaptive_lookahead=False, threads=1)
     try:
         with Engine.from_pretrained(DEFAULT_STUDENT, "cpu", "bfloat16", config) as engine:
             runner = engine._runner
@@ -58,8 +57,6 @@ def engine():
             yield engine
     except StudentError as error:
         pytest.skip(str(error))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def requests(seed: int) -> list[dict]:

@@ -71,14 +71,14 @@ sanitizer=(compute-sanitizer --kernel-name kns=qdengine --error-exitcode 9)
 engine=(--device cuda --engine max_sequences=256 --engine max_step_tokens=8192 --engine kv_bytes=17179869184)
 ops=(--backend cuda --backend triton --seconds 0.1) steps=("${ops[@]}") attention=("${ops[@]}")
 bench=(--rows 1024 --latency-rows 64 --load-seconds 5 --load 0.25 --load 0.5 --load 0.7 --load 0.8 --load 0.9 --load 1.0)
-compare=(--rows 512 --slice 512 --latency-rows 16) lossless=(--device cuda --rows 500) length=(--device cuda)
+compare=(--rows 512 --slice 512 --latency-rows 16) lossless=(--device cuda --rows 500) length=()
 if ! on_gpu; then
   engine=(--device cpu) tiny=(--backend cpu --seconds 0.001)
   ops=("${tiny[@]}" --size token) steps=("${tiny[@]}" --step 1x2 --precision bfloat16)
   attention=("${tiny[@]}" --documents 2 --batch 2 --case "2 x 620" --without flex)
   bench=(--rows 6 --latency-rows 2 --max-new-tokens 8 --load 0.5 --load-seconds 0.5)
-  compare=(--rows 4 --slice 4 --latency-rows 1 --max-new-tokens 8 --peer plain --peer static)
-  lossless=(--rows 4 --max-new-tokens 8) length=(--tokens 64 --documents 1)
+  compare=(--rows 4 --slice 4 --latency-rows 1 --max-new-tokens 8 --peer transformers_plain --peer transformers_batch8)
+  lossless=(--rows 4 --max-new-tokens 8) length=(--tokens 64 --max-new-tokens 8)
 fi
 
 if on_gpu; then
@@ -108,8 +108,9 @@ if [[ $mode == list || -n $bundle && -n $data ]]; then
       "${engine[@]}" "${bench[@]}" --json "$work/engine-$precision.json"
   done
   student=(--model "$bundle" --data "$data" --precision "$main")
-  measure compare 240 compare "${student[@]}" "${engine[@]}" "${compare[@]}"
+  peers=("$python" benchmarks/peers "${student[@]}" "${engine[@]}")
+  step compare 240 "${peers[@]}" --section cold "${compare[@]}" --json "$work/compare.json"
   measure lossless 60 lossless "${student[@]}" "${lossless[@]}"
-  measure length 60 length "${student[@]}" "${length[@]}"
+  step length 60 "${peers[@]}" --section lengths --peer qdengine "${length[@]}" --json "$work/length.json"
 fi
 exit $failed

@@ -73,10 +73,10 @@ def main(
     data: str, model: str, device: str, rows: int, precision: str, max_new_tokens: int, threads: int, out: str | None
 ) -> None:
     """Count the rows that differ."""
-    torch.set_num_threads(threads)
     requests = [to_request(row) for row in valid_rows(data, rows)]
     pairs: Pairs = []
-    with Engine.from_pretrained(model, device, precision, EngineConfig(max_new_tokens=max_new_tokens)) as engine:
+    config = EngineConfig(max_new_tokens=max_new_tokens, threads=threads)
+    with Engine.from_pretrained(model, device, precision, config) as engine:
         for begin in tqdm(range(0, len(requests), 64), unit="batch", disable=None):
             part = requests[begin : begin + 64]
             drafted, plain = (engine.summarize([{**r, "lookahead": n} for r in part]) for n in (64, 0))

@@ -1,7 +1,7 @@
 """Plots for docs/ from measured JSON:
 
-python benchmarks/plot.py --compare benchmarks/results/compare.json --length benchmarks/results/length.json
-python benchmarks/plot.py --gpu gpu.json        # of gpu_suite.sh: load, requests/s, share of the limit
+python benchmarks/plot.py --peers benchmarks/results/peers.json   # of benchmarks/peers: requests/s, latency, lengths
+python benchmarks/plot.py --gpu gpu.json                         # of gpu_suite.sh: load, requests/s, share of the limit
 """
 
 from __future__ import annotations
@@ -31,42 +31,62 @@ def save(figure: Any, folder: Path, name: str) -> None:
     plt.close(figure)
 
 
-def plot_compare(data: dict[str, Any], folder: Path, name: str = "compare") -> None:
+def plot_cold(data: dict[str, Any], folder: Path, name: str = "compare") -> None:
     """Bars by engine; an engine that has no such figure has no bar."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    precisions = [name for name, value in data.items() if isinstance(value, dict) and "peers" in value]
-    names = list(dict.fromkeys(peer for precision in precisions for peer in data[precision]["peers"]))
-    for i, precision in enumerate(precisions):
-        peers = data[precision]["peers"]
-        places = [k + i * 0.8 / len(precisions) for k in range(len(names))]
-        for axis, key in zip(axes, ("requests_per_s", "latency_p50_ms"), strict=True):
-            values = [peers.get(peer, {}).get(key, 0) for peer in names]
-            axis.barh(places, values, 0.8 / len(precisions), label=precision)
-    axes[0].set_yticks(range(len(names)), [peer.replace("_", " ") for peer in names])
+    cold = {peer: found for peer, found in data["cold"].items() if "error" not in found}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.25 * len(cold)), sharey=True)
+    colours = ["C0" if peer.startswith("qdengine") else "C1" for peer in cold]
+    for axis, key in zip(axes, ("requests_per_s", "latency_p50_ms"), strict=True):
+        axis.barh(range(len(cold)), [found.get(key, 0) for found in cold.values()], color=colours)
+    labels = [f"{said(peer)}, {data['engines'].get(peer, {}).get('precision', '')}".rstrip(", ") for peer in cold]
+    axes[0].set_yticks(range(len(cold)), labels, fontsize=8)
     axes[0].invert_yaxis()
     axes[0].set_xlabel("requests/s, all rows at once")
     axes[1].set_xlabel("median latency of one request, ms")
-    axes[0].legend()
     where = data.get("gpu") or f"{data['threads']} threads"
     figure.suptitle(f"{Path(data['model']).name}, {data['rows']} rows of {data['data']}, {where}", fontsize=9)
     save(figure, folder, name)
 
 
-def plot_length(data: dict[str, Any], folder: Path) -> None:
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    for precision in dict.fromkeys(row["precision"] for row in data["lengths"]):
-        rows = [row for row in data["lengths"] if row["precision"] == precision]
-        for phase, style in (("cold", "o-"), ("warm", "s--")):
-            axis.plot(
-                [r["tokens"] for r in rows], [r[f"{phase}_ms"] for r in rows], style, label=f"{precision}, {phase}"
-            )
+def said(peer: str) -> str:
+    return peer.replace("_", " ")
+
+
+def plot_curves(lines: dict[str, dict[int, float]], x: str, y: str, folder: Path, name: str) -> None:
+    """A line for each name, ours drawn through and the others dashed; both axes by powers."""
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    for label, points in lines.items():
+        style = "o-" if label.startswith("qdengine") else "s--"
+        axis.plot(list(points), list(points.values()), style, markersize=4, label=label)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xlabel("document, tokens")
-    axis.set_ylabel("one summary, ms")
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
     axis.grid(True, which="both", alpha=0.3)
-    axis.legend()
-    save(figure, folder, "length")
+    axis.legend(fontsize=7)
+    save(figure, folder, name)
+
+
+def plot_batches(data: dict[str, Any], folder: Path) -> None:
+    known = {peer: found for peer, found in data["batches"].items() if "error" not in found}
+    lines = {said(peer): {int(size): rate for size, rate in found.items()} for peer, found in known.items()}
+    plot_curves(lines, "requests at once", "requests/s", folder, "batches")
+
+
+def plot_lengths(data: dict[str, Any], folder: Path) -> None:
+    lines: dict[str, dict[int, float]] = {}
+    for peer, found in data["lengths"].items():
+        for phase in ("cold_ms", "warm_ms"):
+            points = {int(n): row[phase] for n, row in found.items() if n.isdigit() and phase in row}
+            if points:
+                lines[f"{said(peer)}, {phase.removesuffix('_ms')}"] = points
+    plot_curves(lines, "document, tokens", "one summary, ms", folder, "length")
+
+
+def plot_peers(data: dict[str, Any], folder: Path) -> None:
+    for section, plot in (("cold", plot_cold), ("batches", plot_batches), ("lengths", plot_lengths)):
+        if section in data:
+            plot(data, folder)
 
 
 def plot_load(engines: dict[str, dict[str, Any]], gpu: str, folder: Path) -> None:
@@ -129,20 +149,17 @@ def plot_gpu(data: dict[str, Any], folder: Path) -> None:
     if "attention" in results:
         plot_attention(results["attention"], gpu, folder)
     if "compare" in results:
-        plot_compare(results["compare"], folder, "gpu-compare")
+        plot_cold(results["compare"], folder, "gpu-compare")
 
 
 @click.command()
-@click.option("--compare", type=click.Path(exists=True, dir_okay=False))
-@click.option("--length", type=click.Path(exists=True, dir_okay=False))
+@click.option("--peers", multiple=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--gpu", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", default=DOCS, type=click.Path(file_okay=False, path_type=Path), show_default=True)
-def main(compare: str | None, length: str | None, gpu: str | None, out: Path) -> None:
-    """Draw what was measured."""
-    if compare:
-        plot_compare(read(compare), out)
-    if length:
-        plot_length(read(length), out)
+def main(peers: tuple[str, ...], gpu: str | None, out: Path) -> None:
+    """Draw what was measured; --peers of several runs with sections of their own."""
+    for path in peers:
+        plot_peers(read(path), out)
     if gpu:
         plot_gpu(read(gpu), out)
 

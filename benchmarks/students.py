@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from common import facts, write
 from plot import DOCS, plt, read, save
-from qdengine import Engine, jsonl, student
+from qdengine import Engine, jsonl, ops, student
 from qdengine.checkpoint import load
 from qdengine.evaluate.baselines import BASELINES, baseline
 from qdengine.evaluate.latency import measure
@@ -122,7 +121,7 @@ def main(
                 found[name]["precisions"][engine.precision]["scores"][name_of(path)] = scores
     files = [name_of(path) for path in paths]
     result = facts() | {
-        "threads": torch.get_num_threads(),
+        "threads": ops.usable_threads(),
         "files": files,
         "students": found,
         "baselines": baselines(list(paths), rows),

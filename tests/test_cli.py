@@ -178,17 +178,10 @@ def test_eval_of_files_that_do_not_fit(scored, tmp_path):
     fails("torn.jsonl.gz is no whole gzip file", "eval", "--predictions", torn, *scored[3:])
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_bench(model, tmp_path, threads):
+def test_bench(model, tmp_path):
     data, out = write_rows(tmp_path / "data.jsonl", [*questions(5), {"query": ""}]), tmp_path / "result.json"
     arguments = ("bench", "--data", data, *model, "--latency-rows", 2, "--max-new-tokens", 4)
-    found = json.loads(fine(*arguments, "--rows", 3, "--threads", 1, "--json", out))
+    found = json.loads(fine(*arguments, "--rows", 3, "--engine", "threads=1", "--json", out))
     assert json.loads(out.read_text()) == found
     expected = {"backend": "cpu", "precision": "float32", "threads": 1, "rows": 3, "failed": 0, "model": "llama"}
     assert {name: found[name] for name in expected} == expected
@@ -254,7 +247,10 @@ def test_doctor_of_an_unknown_instruction_set():
         text=True,
     )
     assert done.returncode == 1
-    assert "cpu: QDENGINE_ISA=mmx: expected generic, avx2 or avx512; unset QDENGINE_ISA" in done.stdout
+    assert (
+        "cpu: QDENGINE_ISA=mmx: expected generic, avx2, avx512, avx512_vnni, avx512_bf16 or amx; unset QDENGINE_ISA"
+        in done.stdout
+    )
 
 
 def test_folders_are_looked_for_before_the_work(model, document, tmp_path):

@@ -39,6 +39,7 @@ def parsed(path: str | Path) -> dict[str, ast.FunctionDef]:
 
 STUB_FILE = Path(_native.__file__).with_name("_native.pyi")
 STUB = parsed(STUB_FILE)
+OF_A_CPU = ("packed_bytes", "pack_linear", "linear", "take_rows", "usable_threads", "set_thread_limit")
 REFERENCE = {name: node for path in Path(reference.__file__).parent.glob("*.py") for name, node in parsed(path).items()}
 
 
@@ -64,8 +65,13 @@ def test_signatures_agree(op):
 
 def test_the_stub_has_every_name():
     names = {name for name in dir(_native) if not name.startswith("_")}
-    assert set(STUB) == names == {*ops.OPS, "build_info"}
-    assert list(STUB) == ["build_info", *ops.OPS], "and in the order of the table"
+    assert set(STUB) == names == {*ops.OPS, *OF_A_CPU, "build_info"}
+    assert list(STUB) == ["build_info", *ops.OPS, *OF_A_CPU], "and in the order of the table"
+
+
+@pytest.mark.parametrize("name", [name for name in OF_A_CPU if not name.endswith(("bytes", "threads"))])
+def test_signatures_of_a_cpu_agree(name):
+    assert signature(documented(getattr(_native, name))) == signature(STUB[name])
 
 
 def test_build_info_is_what_the_stub_says():

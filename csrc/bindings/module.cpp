@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "../cpu/pool.h"
 #include "qdengine/kernels.h"
 #include "qdengine/ops.h"
 #include "tensor_caster.h"
@@ -68,4 +69,11 @@ PYBIND11_MODULE(_native, m) {
         py::arg("stop_ids"), free_gil);
   m.def("admit_rows", &ops::admit_rows, py::arg("tokens"), py::arg("ranks"), py::arg("bounds"), py::arg("computed"),
         py::arg("finished"), py::arg("ends"), py::arg("admitted"), py::arg("staged"), free_gil);
+  m.def("packed_bytes", &ops::packed_bytes, py::arg("weight"));
+  m.def("pack_linear", &ops::pack_linear, py::arg("packed"), py::arg("weight"), py::arg("weight_scales"), free_gil);
+  m.def("linear", &ops::linear, py::arg("out"), py::arg("x"), py::arg("scales"), py::arg("packed"), py::arg("bias"), free_gil);
+  m.def("take_rows", &ops::take_rows, py::arg("out"), py::arg("table"), py::arg("ids"), free_gil);
+  m.def("usable_threads", &qdengine::usable_threads, "Threads that this process may keep busy: its affinity, quota and OMP_NUM_THREADS.");
+  m.def("set_thread_limit", &qdengine::set_thread_limit, py::arg("limit"),
+        "Most threads of the CPU ops that this thread calls; 0: all that are usable.");
 }

@@ -27,6 +27,7 @@ inline DType dtype_of(DLDataType type) {
   if (type.code == kDLBfloat && type.bits == 16) return DType::bf16;
   if (type.code == kDLInt && type.bits == 32) return DType::i32;
   if (type.code == kDLInt && type.bits == 8) return DType::i8;
+  if (type.code == kDLUInt && type.bits == 8) return DType::u8;
   if (type.code == kDLFloat8_e4m3fn && type.bits == 8) return DType::f8;
   return DType::other;
 }

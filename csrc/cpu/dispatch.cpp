@@ -5,6 +5,14 @@
 #include <string>
 #include <vector>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "qdengine/kernels.h"
 
 namespace qdengine {
@@ -13,10 +21,17 @@ namespace qdengine {
   namespace isa {             \
   extern const Kernels table; \
   }
+#ifdef QDENGINE_EMULATED  // for tests: the one instruction set that this names, of plain code
+QDENGINE_DECLARE(QDENGINE_EMULATED)
+#else
 QDENGINE_DECLARE(generic)
 #ifdef __x86_64__
 QDENGINE_DECLARE(avx2)
 QDENGINE_DECLARE(avx512)
+QDENGINE_DECLARE(avx512_vnni)
+QDENGINE_DECLARE(avx512_bf16)
+QDENGINE_DECLARE(amx)
+#endif
 #endif
 
 namespace {
@@ -26,18 +41,42 @@ struct Choice {
   bool usable;
 };
 
+#if defined(__x86_64__) && !defined(QDENGINE_EMULATED)
+// Whether there are AMX tiles with products of int8 and bfloat16, and the system lets this process use them.
+bool has_tiles() {
+#ifdef __linux__
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // Best last.
 std::vector<Choice> choices() {
+#ifdef QDENGINE_EMULATED
+  return {{&QDENGINE_EMULATED::table, true}};
+#else
   std::vector<Choice> all = {{&generic::table, true}};
 #ifdef __x86_64__
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
   all.push_back({&avx2::table, avx2});
   all.push_back({&avx512::table, avx512});
+  all.push_back({&avx512_vnni::table, vnni});
+  all.push_back({&avx512_bf16::table, bf16});
+  all.push_back({&amx::table, bf16 && has_tiles()});
 #endif
   return all;
+#endif
 }
 
 const Kernels& resolve() {
@@ -49,7 +88,7 @@ const Kernels& resolve() {
       if (!choice.usable) throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": this CPU does not have it");
       return *choice.table;
     }
-    throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": expected generic, avx2 or avx512");
+    throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": expected generic, avx2, avx512, avx512_vnni, avx512_bf16 or amx");
   }
   const Kernels* best = all.front().table;
   for (const Choice& choice : all) {

@@ -116,3 +116,23 @@ def admit_rows(
     admitted: Tensor,
     staged: Tensor,
 ) -> None: ...
+def packed_bytes(weight: Tensor) -> int:
+    """Bytes that `pack_linear` takes for a weight [F, E] of float32, bfloat16 or int8."""
+
+def pack_linear(packed: Tensor, weight: Tensor, weight_scales: Tensor | None) -> None:
+    """Lays a weight [F, E] out for this instruction set. packed: uint8 [packed_bytes(weight)]; weight_scales:
+    float32 [F] of int8, else None."""
+
+def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: Tensor | None) -> None:
+    """out = x weight^T + bias. x: [T, E] of the weight's dtype, of int8 with scales, float32 [T]; out: [T, F], float32
+    or bfloat16, which bias [F] has as well."""
+
+def take_rows(out: Tensor, table: Tensor, ids: Tensor) -> None:
+    """out[t] = table[ids[t]]. table: [V, E], float32 or bfloat16; ids: int32 [T]; out: [T, E] of the table's dtype."""
+
+def usable_threads() -> int:
+    """Threads that this process may keep busy: of its affinity mask, its control group's quota and
+    OMP_NUM_THREADS."""
+
+def set_thread_limit(limit: int) -> None:
+    """Most threads of the CPU ops that this thread calls; 0: all that are usable."""

@@ -197,7 +197,6 @@ def evaluate(
     help="Also measure latency at this share of the requests/s measured; may be given several times.",
 )
 @click.option("--load-seconds", type=click.FloatRange(0, min_open=True), default=10, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: torch's]")
 @engine_options
 @click.option("--json", "out", type=click.Path(dir_okay=False), help="Also write the result here.")
 def bench(
@@ -206,19 +205,14 @@ def bench(
     latency_rows: int,
     loads: tuple[float, ...],
     load_seconds: float,
-    threads: int | None,
     out: str | None,
     **engine: Any,
 ) -> None:
     """Offline requests/s, batch-1 latency and, with --load, latency under load, as JSON."""
-    import torch
-
     from .evaluate.latency import measure, under_load
     from .summarize_file import to_request, valid_rows
 
     _check_folder(out)
-    if threads is not None:
-        torch.set_num_threads(threads)
     requests = [to_request(row) for row in valid_rows(data, rows + 4)]
     if not requests:
         raise QdengineError(f"{data} has no rows")
@@ -227,7 +221,7 @@ def bench(
         facts = {"model": opened.checkpoint.name, "backend": opened.backend, "precision": opened.precision}
         facts["memory_bytes"] = opened.memory
         facts["kv_dtype"] = opened.config.kv_dtype
-        result = facts | {"threads": torch.get_num_threads()} | measure(opened, measured, latency_rows, warm_up)
+        result = facts | {"threads": opened.threads} | measure(opened, measured, latency_rows, warm_up)
         result["load"] = [
             {"share": share} | under_load(opened, measured, share * result["requests_per_s"], load_seconds)
             for share in loads

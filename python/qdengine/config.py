@@ -38,7 +38,7 @@ def _check_bool(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be True or False")
 
 
-_BY_DEVICE = ("kv_bytes", "max_sequences", "max_step_tokens")
+_BY_DEVICE = ("kv_bytes", "max_sequences", "max_step_tokens", "threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,13 @@ class EngineConfig:
         again; 0 keeps none.
     max_sequences: most sequences in one step.
     max_step_tokens: most tokens in one step: prefill chunks, drafts and plain decode together.
+    threads: on a CPU, most threads of a step; None: all that the process may use.
     max_new_tokens, lookahead: what a request means that does not say.
     adaptive_lookahead: draft only as many tokens as pay, by what steps cost and drafts achieve here and now;
         False drafts `lookahead` tokens whenever there is a match.
     cuda_graphs: on a GPU, capture the forward pass for every size of step when the engine starts, and replay it.
-    batch_invariant: linear layers of fixed shape, so that no bit of a row depends on the rows beside it: slower, and
-        lossless to the bit in bfloat16 as well.
+    batch_invariant: on a GPU, linear layers of fixed shape, so that no bit of a row depends on the rows beside it:
+        slower, and lossless to the bit in 16 bits as well. On a CPU they always are.
     fused_head: on a GPU with Triton, greedy steps find the likeliest token without writing the logits.
     """
 
@@ -68,6 +69,7 @@ class EngineConfig:
     document_cache_bytes: int = 128 << 20
     max_sequences: int | None = None
     max_step_tokens: int | None = None
+    threads: int | None = None
     max_new_tokens: int = 96
     lookahead: int = 64
     adaptive_lookahead: bool = True
@@ -86,6 +88,7 @@ class EngineConfig:
             ("document_cache_bytes", 0),
             ("max_sequences", 1),
             ("max_step_tokens", 1),
+            ("threads", 1),
             ("max_new_tokens", 1),
             ("lookahead", 0),
         ):

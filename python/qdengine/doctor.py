@@ -42,7 +42,7 @@ def examine() -> dict[str, Any]:
         "isas_built": native.get("isas"),
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
-        "threads": torch.get_num_threads(),
+        "threads": ops.usable_threads() if native else torch.get_num_threads(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cgroup_cores": _cgroup_cores(),
         "gpu": torch.cuda.get_device_name() if gpu else None,

@@ -42,12 +42,11 @@ INVENTED = {
         "compare": {
             "result": {
                 "model": "a/b", "rows": 4, "data": "x", "threads": 1, "gpu": "NVIDIA H100 80GB HBM3",
-                "bfloat16": {
-                    "peers": {
-                        "qdengine": {"requests_per_s": 9.0, "latency_p50_ms": 1.0},
-                        "transformers_compiled": {"latency_p50_ms": 3.0},
-                        "transformers_static": {"error": "RuntimeError: no"},
-                    }
+                "engines": {"qdengine": {"precision": "bfloat16"}},
+                "cold": {
+                    "qdengine": {"requests_per_s": 9.0, "latency_p50_ms": 1.0},
+                    "transformers_compiled": {"latency_p50_ms": 3.0},
+                    "transformers_static": {"error": "RuntimeError: no"},
                 },
             }
         },
@@ -108,8 +107,9 @@ def test_dry_run(tmp_path):
     results = {name for name, step in found["steps"].items() if "result" in step}
     assert results == {"ops", "steps", "attention", "engine-float32", "compare", "lossless", "length"}
     assert found["steps"]["lossless"]["result"]["different"] == 0
-    peers = found["steps"]["compare"]["result"]["float32"]["peers"]
-    assert peers["qdengine"]["rows_equal_to_transformers_plain"] == 4 and "error" not in peers["transformers_static"]
+    peers = found["steps"]["compare"]["result"]["cold"]
+    assert peers["qdengine"]["rows_equal_to_transformers_plain"] == 4 and "error" not in peers["transformers_batch8"]
+    assert found["steps"]["length"]["result"]["lengths"]["qdengine"]["64"].keys() == {"cold_ms", "warm_ms"}
     plot.plot_gpu(found, tmp_path / "plots")
     assert (tmp_path / "plots" / "gpu-load.svg").exists() and (tmp_path / "plots" / "gpu-compare.svg").exists()
 

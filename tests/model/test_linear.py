@@ -12,10 +12,11 @@ from qdengine import ops
 from qdengine.errors import BackendError, ConfigError
 from qdengine.model import linear
 from qdengine.model.head import Head
+from qdengine.ops import native
 
 CPU = ops.load("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
-SHAPES = ((576, 96), (100, 33), (16, 1), (1536, 64))  # in, out
+SHAPES = ((576, 96), (100, 33), (16, 1), (1, 17), (1536, 70))  # in, out
 MOST = 130
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1 (make test sets it)")
@@ -32,11 +33,12 @@ def int8(x: torch.Tensor, number: torch.dtype = torch.int8) -> tuple[torch.Tenso
     return numbers, scales
 
 
-def truth(x: tuple[torch.Tensor, torch.Tensor], layer, bias: torch.Tensor | None) -> torch.Tensor:
-    """The float64 product of the numbers that a layer has and gets."""
-    scales = layer.scales.double().flatten()
-    y = (x[0].double() * x[1].double()[:, None]) @ (layer.weight.double() * scales[:, None]).T
-    return y if bias is None else y + bias.double()
+def truth(
+    x: tuple[torch.Tensor, torch.Tensor], weight: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The float64 product of numbers of 8 bits with their scales."""
+    a, b = (numbers.double() * scales.double().flatten()[:, None] for numbers, scales in (x, weight))
+    return a @ b.T if bias is None else a @ b.T + bias.double()
 
 
 def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
@@ -46,28 +48,99 @@ def assert_near(got: torch.Tensor, want: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("number", [None, torch.int8], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_int8_is_exact_in_its_sums_for_any_rows(shape, dtype, biased):
+def test_packed_rows_are_the_same_for_any_number_of_them(shape, number, dtype, biased):
+    """Bit-equal wherever they stand, widths that fill no panel, group or tile among them."""
     weight, bias = random(dtype, *shape[::-1]), random(dtype, shape[1]) if biased else None
-    layer = linear.make(CPU, weight, bias, weight.dtype, torch.int8, False)
-    x = int8(random(dtype, MOST, shape[0]))
+    layer = linear.make(CPU, weight, bias, dtype, number, True)
+    assert isinstance(layer, linear.PackedLinear)
+    x = (random(dtype, MOST, shape[0]), None)
+    if number is None:
+        want = x[0].double() @ weight.double().T + (0 if bias is None else bias.double())
+    else:
+        x = int8(x[0])
+        want = truth(x, int8(weight), bias)
     whole = layer(*x)
     assert whole.dtype == dtype
-    assert_near(whole, truth(x, layer, bias))
-    for rows in (1, 2, 15, 16, 17, 64, 65, 129):
-        assert torch.equal(layer(x[0][-rows:], x[1][-rows:]), whole[-rows:]), rows
+    assert_near(whole, want)
+    for rows in (*range(1, 19), 31, 32, 33, 48, 95, 96, 97, 113, 129):
+        for part in (slice(rows), slice(MOST - rows, MOST)):
+            scales = None if x[1] is None else x[1][part]
+            assert torch.equal(layer(x[0][part], scales), whole[part]), (rows, part)
+    assert layer(x[0][:0], None if x[1] is None else x[1][:0]).shape == (0, shape[1])
 
 
-def test_int8_weights_stand_for_the_given_ones_and_free_them():
+@pytest.mark.parametrize("width", [1, 2, 3, 63, 65, 576, 1041, 3072])
+def test_packed_sums_of_the_largest_numbers_are_exact(width):
+    for sign in (1, -1):
+        x, weight = (
+            torch.full((17, width), 127 * sign, dtype=torch.int8),
+            torch.full((33, width), -127, dtype=torch.int8),
+        )
+        packed = torch.empty(native.packed_bytes(weight), dtype=torch.uint8)
+        native.pack_linear(packed, weight, torch.ones(33))
+        out = torch.empty(17, 33)
+        native.linear(out, x, torch.ones(17), packed, None)
+        assert (out == -127 * 127 * sign * width).all()
+
+
+def test_packed_rows_may_be_views():
+    """Rows with others between them, at addresses that no vector is aligned to."""
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        weight = random(torch.float32, 50, 70).mul(20).to(dtype)
+        scales = torch.ones(50) if dtype == torch.int8 else None
+        memory = torch.empty(native.packed_bytes(weight) + 64, dtype=torch.uint8)
+        packed = memory[4:-60]
+        native.pack_linear(packed, weight, scales)
+        x = random(torch.float32, 9, 80).mul(20).to(dtype)[:, 3:73]
+        out = torch.empty(9, 60)[:, 5:55] if dtype != torch.bfloat16 else torch.empty(9, 60, dtype=dtype)[:, 5:55]
+        native.linear(out, x, torch.ones(9) if dtype == torch.int8 else None, packed, None)
+        assert_near(out, x.double() @ weight.double().T)
+
+
+PACKED = torch.empty(native.packed_bytes(torch.empty(32, 64)), dtype=torch.uint8)
+native.pack_linear(PACKED, torch.randn(32, 64), None)
+
+
+Y, X = torch.empty(2, 32), torch.empty(2, 64)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((Y, X[:, :63], None, PACKED, None), "a float32 matrix of 63 to 32 .*, got another"),
+        ((Y[:, :31], X, None, PACKED, None), "a float32 matrix of 64 to 31 .*, got another"),
+        ((Y, X, None, PACKED[1:], None), "that pack_linear packed for .*, got another"),
+        ((Y, X, None, PACKED.view(torch.int8), None), "packed: expected uint8, got int8"),
+        ((Y, X.half(), None, PACKED, None), "x: expected float32 or bfloat16, got float16"),
+        ((torch.empty(3, 32), X, None, PACKED, None), r"out: expected shape \[2, any\], got \[3, 32\]"),
+        ((Y, X.char(), None, PACKED, None), "scales: expected float32 for int8, got none"),
+        ((Y, X, torch.ones(2), PACKED, None), "scales: expected none for float32, got a tensor"),
+        ((Y, X, None, PACKED, torch.empty(32).bfloat16()), "bias: expected float32, got bfloat16"),
+    ],
+)
+def test_wrong_arguments_of_the_packed_product_are_named(args, message):
+    with pytest.raises(ValueError, match=message):
+        native.linear(*args)
+
+
+def test_packed_weights_free_the_given_ones():
     weight = random(torch.bfloat16, 64, 576)
-    layer = linear.Int8Linear(CPU, weight, None, weight.dtype)
-    assert layer.weight.dtype == torch.int8
-    back = layer.weight.float() * layer.scales[:, None]
-    assert ((back - weight.float()).abs() <= 0.501 * layer.scales[:, None]).all()
+    layer = linear.PackedLinear(CPU, weight, None, torch.float32, torch.int8)
+    assert layer(*int8(random(torch.float32, 3, 576))).shape == (3, 64)
     gone = weakref.ref(weight)
     del weight
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("width", [1, 576, 1041, 3072])
+def test_int8_away_from_a_gpu_is_exact(width):
+    weight = random(torch.float32, 48, width)
+    layer = linear.Int8Linear(CPU, weight, None, weight.dtype)
+    for x in (int8(random(torch.float32, 17, width))[0], torch.full((3, width), 127, dtype=torch.int8)):
+        assert torch.equal(layer._sums(x).long(), x.long() @ layer.weight.T.long())
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -76,23 +149,12 @@ def test_float8_is_near(rows, biased):
     weight, bias = random(torch.bfloat16, 96, 576), random(torch.bfloat16, 96) if biased else None
     layer = linear.Float8Linear(CPU, weight, bias, weight.dtype)
     x = int8(random(torch.bfloat16, rows, 576), torch.float8_e4m3fn)
-    assert_near(layer(*x), truth(x, layer, bias))
+    assert_near(layer(*x), truth(x, (layer.weight, layer.scales), bias))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_batch_invariant_on_a_cpu(shape, dtype):
-    """Bit-equal rows for every number of them, wherever they stand."""
-    weight, bias = random(dtype, *shape[::-1]), random(dtype, shape[1])
-    layer = linear.make(CPU, weight, bias, weight.dtype, None, True)
-    assert isinstance(layer, linear.FixedRowsLinear)
-    x = random(dtype, MOST, shape[0])
-    whole = layer(x)
-    assert_near(whole, x.double() @ weight.double().T + bias.double())
-    for rows in range(1, MOST + 1):
-        assert torch.equal(layer(x[:rows]), whole[:rows]), rows
-        assert torch.equal(layer(x[-rows:]), whole[-rows:]), rows
-    assert layer(x[:0]).shape == (0, shape[1])
+def test_the_reference_is_not_batch_invariant():
+    with pytest.raises(ConfigError, match=r"backend 'reference' multiplies by the library.* use backend 'cpu'"):
+        linear.make(ops.load("reference"), random(torch.float32, 8, 4), None, torch.float32, None, True)
 
 
 def numpy_rounds_rows_alike() -> bool:
@@ -110,43 +172,17 @@ def test_batch_invariant_in_triton(dtype, number):
     if number is not None:
         x = int8(x[0], number)
     whole = layer(*x)
-    want = x[0].double() @ weight.double().T + bias.double() if number is None else truth(x, layer, bias)
+    want = (
+        x[0].double() @ weight.double().T + bias.double()
+        if number is None
+        else truth(x, (layer.weight, layer.scales), bias)
+    )
     assert_near(whole, want)
     if number is None and not numpy_rounds_rows_alike():
         pytest.skip("the interpreter multiplies by numpy, which rounds a row by its place on this CPU")
     for rows in range(1, MOST + 1):
         last = layer(x[0][-rows:], None if x[1] is None else x[1][-rows:])
         assert torch.equal(last, whole[-rows:]), rows
-
-
-@pytest.fixture
-def without_int8(monkeypatch):
-    """A CPU whose library adds pairs of products in 16 bits."""
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    monkeypatch.setattr(torch, "_int_mm", lambda x, w: (x.float() @ w.float()).clamp(max=32767).int())
-    linear.has_int8.cache_clear()
-    yield
-    linear.has_int8.cache_clear()
-
-
-@pytest.mark.parametrize("width", [1, 576, 1040, 1041, 3072])
-@pytest.mark.usefixtures("without_int8")
-def test_sums_are_exact_on_any_cpu(width):
-    assert not linear.has_int8()
-    weight = random(torch.float32, 48, width)
-    layer = linear.Int8Linear(CPU, weight, None, weight.dtype)
-    for x in (int8(random(torch.float32, 17, width))[0], torch.full((3, width), 127, dtype=torch.int8)):
-        assert torch.equal(layer._sums(x).long(), x.long() @ layer.weight.T.long())
-    layer = linear.Int8Linear(CPU, torch.ones(48, width), None, torch.float32)
-    assert (layer._sums(torch.full((2, width), -127, dtype=torch.int8)) == -127 * 127 * width).all()
-
-
-def test_bfloat16_on_a_cpu_without_it(monkeypatch):
-    monkeypatch.setattr(linear, "_packs", lambda dtype: dtype != torch.bfloat16)
-    weight, x = random(torch.bfloat16, 96, 64), random(torch.bfloat16, 5, 64)
-    layer = linear.Linear(weight)
-    assert not layer.packed
-    assert_near(layer(x), x.double() @ weight.double().T)
 
 
 @pytest.mark.parametrize(("name", "capability"), [("cpu", (9, 0)), ("cuda", (8, 0))])
@@ -171,7 +207,7 @@ def test_the_fused_head_chooses_as_the_plain_one(dtype):
     weight = torch.randint(-1, 2, (300, 40), generator=GENERATOR).to(dtype)
     x = torch.randint(-2, 3, (70, 40), generator=GENERATOR).to(dtype)
     x[1], x[2, 0], x[3], x[4, :] = 0.0, torch.nan, -0.0, torch.inf
-    plain, fused = Head(CPU, weight, False, False), Head(ops.load("triton"), weight, False, True)
+    plain, fused = Head(CPU, weight, None, False, False), Head(ops.load("triton"), weight, None, False, True)
     want, got = torch.empty(70, dtype=torch.int32), torch.empty(70, dtype=torch.int32)
     for rows in (70, 1, 0):
         kept = fused(x[:rows])
@@ -186,7 +222,7 @@ def test_the_fused_head_chooses_as_the_plain_one(dtype):
 def test_the_fused_head_rounds_before_it_compares():
     """1 and 1 + 2^-10 are one bfloat16: the lower id wins."""
     weight = torch.tensor([[0.5, 0.0], [1.0, 0.0], [1.0, 2**-10]]).bfloat16()
-    fused, out = Head(ops.load("triton"), weight, False, True), torch.empty(1, dtype=torch.int32)
+    fused, out = Head(ops.load("triton"), weight, None, False, True), torch.empty(1, dtype=torch.int32)
     fused.argmax(out, torch.ones(1, 2).bfloat16())
     assert out.item() == 1
 
@@ -195,4 +231,4 @@ def test_the_fused_head_needs_triton():
     with pytest.raises(
         ConfigError, match=r"EngineConfig\.fused_head is a Triton kernel for a GPU; backend 'cpu' has none"
     ):
-        Head(CPU, random(torch.float32, 8, 4), False, True)
+        Head(CPU, random(torch.float32, 8, 4), None, False, True)

@@ -40,7 +40,11 @@ def sources(folder: Path) -> list[Path]:
         text, found = LAUNCH.subn(r"emulator::launch(\2, \3, [=] { \1(\4); });", text)
         assert found and "<<<" not in text
         (folder / name).with_suffix(".cpp").write_text(text, encoding="utf-8")
-    return [*folder.glob("*.cpp"), *(ROOT / "csrc" / "ops").glob("*.cpp"), ROOT / "csrc" / "bindings" / "module.cpp"]
+    return [
+        *folder.glob("*.cpp"),
+        *(ROOT / "csrc" / "ops").glob("*.cpp"),
+        *(ROOT / "csrc" / part for part in ("cpu/pool.cpp", "bindings/module.cpp")),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,11 @@ struct Same {
 
 template <class F, class T, class Out>
 void run_rows(const ActivationArgs& a) {
-#pragma omp parallel for schedule(static) if (a.rows * a.width >= kParallelWork)
-  for (int64_t row = 0; row < a.rows; ++row) {
+  parallel_rows(a.rows, a.width, [&](int64_t row) {
     const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
     write_row<T>(static_cast<Out*>(a.out) + row * a.out_stride, a.scales ? a.scales + row : nullptr, a.width,
                  [&](int64_t i, int64_t n) { return F::result(x + i, a.width, n); });
-  }
+  });
 }
 
 template <class F>
@@ -46,8 +45,7 @@ void run(const ActivationArgs& a) {
 
 template <class T>
 void run_dequantize(const DequantizeArgs& a) {
-#pragma omp parallel for schedule(static) if (a.rows * a.width >= kParallelWork)
-  for (int64_t row = 0; row < a.rows; ++row) {
+  parallel_rows(a.rows, a.width, [&](int64_t row) {
     const int32_t* sums = a.sums + row * a.sums_stride;
     T* out = static_cast<T*>(a.out) + row * a.out_stride;
     const T* bias = static_cast<const T*>(a.bias);
@@ -57,7 +55,7 @@ void run_dequantize(const DequantizeArgs& a) {
       if (bias) y += load_lanes(bias + i, n);
       store_lanes(out + i, y, n);
     });
-  }
+  });
 }
 
 }  // namespace

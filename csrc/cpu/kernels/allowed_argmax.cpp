@@ -43,11 +43,10 @@ int32_t choose(const AllowedArgs& a, int64_t s, int32_t row) {
 
 template <class T>
 void run(const AllowedArgs& a) {
-#pragma omp parallel for schedule(dynamic) if (a.rows * a.capacity >= kParallelWork)
-  for (int64_t s = 0; s < a.sequences; ++s) {
+  parallel_rows(a.sequences, a.rows * a.capacity, [&](int64_t s) {
     const int32_t begin = span::clamp(a.row_indptr[s], a.rows), end = span::clamp(a.row_indptr[s + 1], a.rows);
     for (int32_t row = begin; row < end && a.verbatim[s] != 0; ++row) a.chosen[row] = choose<T>(a, s, row);
-  }
+  });
 }
 
 }  // namespace

@@ -39,10 +39,9 @@ int32_t row_argmax(const T* logits, int64_t vocab) {
 
 template <class T>
 void run(const ArgmaxArgs& a) {
-#pragma omp parallel for schedule(static) if (a.rows * a.vocab >= kParallelWork)
-  for (int64_t row = 0; row < a.rows; ++row) {
+  parallel_rows(a.rows, a.vocab, [&](int64_t row) {
     a.out[row] = row_argmax(static_cast<const T*>(a.logits) + row * a.stride, a.vocab);
-  }
+  });
 }
 
 }  // namespace

@@ -48,8 +48,7 @@ void verify(const VerifyArgs& a, int64_t s) {
 }  // namespace
 
 void ngram_propose(const ProposeArgs& a, Stream) {
-#pragma omp parallel for schedule(dynamic) if (a.sequences * a.capacity >= kParallelWork)
-  for (int64_t s = 0; s < a.sequences; ++s) propose(a, s);
+  parallel_rows(a.sequences, a.capacity, [&](int64_t s) { propose(a, s); });
 }
 
 void verify_draft(const VerifyArgs& a, Stream) {

@@ -39,8 +39,7 @@ void row_norm(const NormArgs& a, int64_t row) {
 
 template <class T, class Out>
 void run(const NormArgs& a) {
-#pragma omp parallel for schedule(static) if (a.rows * a.width >= kParallelWork)
-  for (int64_t row = 0; row < a.rows; ++row) row_norm<T, Out>(a, row);
+  parallel_rows(a.rows, a.width, [&](int64_t row) { row_norm<T, Out>(a, row); });
 }
 
 }  // namespace

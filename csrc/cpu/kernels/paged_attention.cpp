@@ -153,22 +153,28 @@ struct Item {
     float* x = s.scores + row * kKeys;
     const int64_t ld = padded(a.head_width);
     attention::Partial& split = s.split[row];
-    Vec best = splat(split.top);
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
-      Vec y = load(x + j) * a.scale;
-      y = kLane + static_cast<int32_t>(j) < static_cast<int32_t>(seen) ? y : splat(-__builtin_inff());
-      store(x + j, y);
-      best = vmax(best, y);
+    if (seen < kKeys) {
+      for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
     }
-    const float top = max(best);
-    const float decay = exp(splat(split.top - top))[0];
-    Vec total = {};
+    Reg best[kRegs];
+    for (Reg& lanes : best) lanes = splat_reg(split.top);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
-      const Vec weight = exp(load(x + j) - top);
-      store(x + j, weight);
-      total += weight;
+#pragma GCC unroll 4
+      for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], load_reg(x + j + i * kWidth) * a.scale);
     }
-    split = {top, split.total * decay + sum(total)};
+    const float top = max(*reinterpret_cast<const Vec*>(best));
+    Reg total[kRegs] = {};
+    for (int64_t j = 0; j < kKeys; j += kLanes) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kRegs; ++i) {
+        const Reg weight = exp(load_reg(x + j + i * kWidth) * a.scale - top);
+        store_reg(x + j + i * kWidth, weight);
+        total[i] += weight;
+      }
+    }
+    const float decay = split.top == top ? 1.0f : exp(splat_reg(split.top - top))[0];
+    split = {top, split.total * decay + sum(*reinterpret_cast<const Vec*>(total))};
+    if (decay == 1.0f) return;
     float* part = s.part + row * ld;
     for (int64_t i = 0; i < ld; i += kLanes) store(part + i, load(part + i) * decay);
   }
@@ -197,7 +203,7 @@ struct Item {
       multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.part + skip * ld, ld, n - skip, ld, kKeys);
     }
     for (int32_t row = first; row < n; ++row) {
-      const auto shares = attention::fold(s.whole[row], s.split[row], [](float x) { return exp(splat(x))[0]; });
+      const auto shares = attention::fold(s.whole[row], s.split[row], [](float x) { return exp(splat_reg(x))[0]; });
       float *whole = s.out + row * ld, *part = s.part + row * ld;
       for (int64_t i = 0; i < ld; i += kLanes) store(whole + i, load(whole + i) * shares.whole + load(part + i) * shares.part);
     }
@@ -241,12 +247,12 @@ void run(const AttentionArgs& a) {
   int64_t total = 0;
   for (int64_t s = 0; s < a.sequences; ++s) total += tiles(a, s);
   // The last tiles of a sequence see the most keys: handing work out from the end keeps the threads even.
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t item = total * a.kv_heads - 1; item >= 0; --item) {
+  parallel(total * a.kv_heads, [&](int64_t i) {
+    const int64_t item = total * a.kv_heads - 1 - i;
     int64_t s = 0, tile = item / a.kv_heads;
     while (tile >= tiles(a, s)) tile -= tiles(a, s++);
     run_tile<T, C>(a, s, tile, item % a.kv_heads);
-  }
+  });
 }
 
 }  // namespace

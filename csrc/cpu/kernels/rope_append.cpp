@@ -87,8 +87,7 @@ void append_token(const RopeAppendArgs& a, int64_t t) {
 
 template <class T, class C>
 void run(const RopeAppendArgs& a) {
-#pragma omp parallel for schedule(static) if (a.tokens * (a.heads + 2 * a.kv_heads) * a.head_width >= kParallelWork)
-  for (int64_t t = 0; t < a.tokens; ++t) append_token<T, C>(a, t);
+  parallel_rows(a.tokens, (a.heads + 2 * a.kv_heads) * a.head_width, [&](int64_t t) { append_token<T, C>(a, t); });
 }
 
 }  // namespace

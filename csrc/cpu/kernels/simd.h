@@ -2,10 +2,26 @@
 // here may come from the standard library's templates: the linker would keep one copy of them, for one instruction set.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
+#include "../pool.h"
 #include "qdengine/eight_bit.h"
 #include "qdengine/kernels.h"
+
+// What a level has, those above it have too.
+#if defined(QDENGINE_ISA_amx)
+#define QDENGINE_ISA_avx512_bf16 1
+#endif
+#if defined(QDENGINE_ISA_avx512_bf16)
+#define QDENGINE_ISA_avx512_vnni 1
+#endif
+#if defined(QDENGINE_ISA_avx512_vnni)
+#define QDENGINE_ISA_avx512 1
+#endif
 
 namespace qdengine::QDENGINE_ISA {
 
@@ -19,24 +35,82 @@ struct bf16 {
   uint16_t bits;
 };
 
+// Registers of the instruction set. GCC takes what it has no instruction for apart into single elements when a vector is wider:
+// conversions, comparisons, shuffles; and keeps sums over a loop in memory.
+#if defined(QDENGINE_ISA_avx512)
+constexpr int kWidth = 16;
+#elif defined(QDENGINE_ISA_avx2)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+typedef float Reg __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
+typedef int32_t IReg __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
+typedef uint32_t UReg __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
+typedef uint16_t HReg __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
+
+constexpr int kRegs = kLanes / kWidth;  // of a Vec
+
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+inline Reg vmax(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
+inline Reg vmin(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
+#elif defined(QDENGINE_ISA_avx2)
+inline Reg vmax(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b))); }
+inline Reg vmin(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b))); }
+#else
+inline Reg vmax(Reg a, Reg b) { return a > b ? a : b; }
+inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
+#endif
+inline Reg splat_reg(float x) { return Reg{} + x; }
+
+#if !defined(QDENGINE_ISA_avx512)  // there a Vec is a register
+inline Vec vmax(Vec a, Vec b) {
+  Vec y;
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) {
+    reinterpret_cast<Reg*>(&y)[j] = vmax(reinterpret_cast<const Reg*>(&a)[j], reinterpret_cast<const Reg*>(&b)[j]);
+  }
+  return y;
+}
+#endif
+
 constexpr IVec kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline Vec splat(float x) { return Vec{} + x; }
-inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
+
+inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
+inline Reg load_reg(const bf16* p) {
+  return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
+}
+inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
+inline void store_reg(bf16* p, Reg x) {  // to nearest, ties to even; NaN stays NaN
+  const UReg bits = reinterpret_cast<UReg>(x);
+  const UReg rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const UReg quiet = (bits >> 16) | 0x40u;
+  *reinterpret_cast<HReg*>(p) = __builtin_convertvector(x == x ? rounded : quiet, HReg);
+}
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline Vec load(const bf16* p) {
-  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const HVec*>(p), UVec) << 16);
+  Vec x;
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) reinterpret_cast<Reg*>(&x)[j] = load_reg(p + j * kWidth);
+  return x;
 }
 inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
-inline void store(bf16* p, Vec x) {  // to nearest, ties to even; NaN stays NaN
-  const UVec bits = reinterpret_cast<UVec>(x);
-  const UVec rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const UVec quiet = (bits >> 16) | 0x40u;
-  *reinterpret_cast<HVec*>(p) = __builtin_convertvector(x == x ? rounded : quiet, HVec);
+inline void store(bf16* p, Vec x) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) store_reg(p + j * kWidth, reinterpret_cast<const Reg*>(&x)[j]);
 }
 
-inline Vec load(const int32_t* p) { return __builtin_convertvector(*reinterpret_cast<const IVec*>(p), Vec); }
+inline Vec load(const int32_t* p) {
+  Vec x;
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) {
+    reinterpret_cast<Reg*>(&x)[j] = __builtin_convertvector(*reinterpret_cast<const IReg*>(p + j * kWidth), Reg);
+  }
+  return x;
+}
 
 inline float load1(const float* p) { return *p; }
 inline float load1(const int32_t* p) { return static_cast<float>(*p); }
@@ -54,18 +128,37 @@ typedef uint8_t UBVec __attribute__((vector_size(16), aligned(1), may_alias));
 typedef int16_t SVec __attribute__((vector_size(32), aligned(2), may_alias));
 
 inline Vec load(const Int8* p) {
+#if defined(QDENGINE_ISA_avx2)
+  Vec x;
+  for (int j = 0; j < 2; ++j) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * j));
+    reinterpret_cast<Reg*>(&x)[j] = reinterpret_cast<Reg>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+  }
+  return x;
+#else
   const SVec half = __builtin_convertvector(*reinterpret_cast<const BVec*>(p), SVec);
   return __builtin_convertvector(__builtin_convertvector(half, IVec), Vec);
+#endif
 }
 inline Vec load(const Float8* p) {
   const UVec bits = __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const UBVec*>(p), HVec), UVec);
   return reinterpret_cast<Vec>((bits & 0x7Fu) << 20 | (bits & 0x80u) << 24) * 0x1p120f;
 }
 inline void store(Int8* p, Vec x) {
-  const Vec cut = x < splat(127.0f) ? vmax(x, splat(-127.0f)) : splat(127.0f);
-  const Vec rounded = (cut + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: to nearest, ties to even
-  const SVec half = __builtin_convertvector(__builtin_convertvector(rounded, IVec), SVec);
-  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(half, BVec);
+  constexpr int32_t kMagic = 0x4B400000;  // of 1.5 * 2^23: what is added to it is rounded to nearest, ties to even
+  IVec numbers;
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) {
+    const Reg cut = vmax(vmin(reinterpret_cast<const Reg*>(&x)[j], splat_reg(127.0f)), splat_reg(-127.0f));
+    reinterpret_cast<IReg*>(&numbers)[j] = reinterpret_cast<IReg>(cut + 12582912.0f) - kMagic;
+  }
+#if defined(QDENGINE_ISA_avx2)
+  const __m256i_u* halves = reinterpret_cast<const __m256i_u*>(&numbers);
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(halves[0], halves[1]), 0xD8);
+  *reinterpret_cast<__m128i_u*>(p) = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+#else
+  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(__builtin_convertvector(numbers, SVec), BVec);
+#endif
 }
 inline void store(Float8* p, Vec x) {
   const UVec bits = reinterpret_cast<UVec>(x), all = bits & 0x7FFFFFFFu, most = UVec{} + 0x43E00000u;
@@ -92,27 +185,6 @@ template <class T>
 inline void store_some(T* p, Vec x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store1(p + i, x[i]);
 }
-
-// Registers of the instruction set, for shuffles, which GCC takes apart into single elements in wider vectors, and for sums over a
-// loop, which it keeps in memory.
-#if defined(QDENGINE_ISA_avx512)
-constexpr int kWidth = 16;
-#elif defined(QDENGINE_ISA_avx2)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
-typedef float Reg __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
-typedef int32_t IReg __attribute__((vector_size(4 * kWidth), may_alias));
-typedef uint32_t UReg __attribute__((vector_size(4 * kWidth), may_alias));
-typedef uint16_t HReg __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
-
-inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
-inline Reg load_reg(const bf16* p) {
-  return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
-}
-
-inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
 
 // to[c * ld + r] = rows[r][i + c] for kWidth rows and columns, by log2(kWidth) rounds that interleave the halves of the set.
 template <class T>
@@ -151,22 +223,30 @@ inline float max(Vec x) {
 }
 
 // exp by 2^n * p(r), r in [-ln2/2, ln2/2]: the polynomial of Cephes' expf, relative error below 2e-7; 0 below -87.3.
-inline Vec exp(Vec x) {
-  const Vec clamped = vmax(x < splat(88.0f) ? x : splat(88.0f), splat(-87.33654f));
-  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-  const Vec n = shifted - 12582912.0f;
-  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec p = splat(1.9875691500e-4f);
+inline Reg exp(Reg x) {
+  const Reg clamped = vmax(vmin(x, splat_reg(88.0f)), splat_reg(-87.33654f));
+  const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
+  const Reg n = shifted - 12582912.0f;
+  const Reg r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Reg p = splat_reg(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const IVec scale = (__builtin_convertvector(n, IVec) + 127) << 23;
-  const Vec y = p * reinterpret_cast<Vec>(scale);
-  return x < splat(-87.33654f) ? Vec{} : y;
+  const IReg scale = (reinterpret_cast<IReg>(shifted) + (127 - 0x4B400000)) << 23;  // 1.5 * 2^23 is 0x4B400000
+  const Reg y = p * reinterpret_cast<Reg>(scale);
+  return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(-87.33654f)));
 }
+#if !defined(QDENGINE_ISA_avx512)
+inline Vec exp(Vec x) {
+  Vec y;
+#pragma GCC unroll 4
+  for (int j = 0; j < kRegs; ++j) reinterpret_cast<Reg*>(&y)[j] = exp(reinterpret_cast<const Reg*>(&x)[j]);
+  return y;
+}
+#endif
 
 // Calls f with a zero of the type of a call's tensors, and one of the type of its cache.
 template <class F>
@@ -179,7 +259,25 @@ inline void with_types(DType dtype, DType cache, F f) {
   dtype == DType::bf16 ? with_cache(bf16{}) : with_cache(float{});
 }
 
-// Below this many elements a loop is not worth waking the other threads (about 5 us).
-constexpr int64_t kParallelWork = 1 << 15;
+// f(i) for every i in [0, count), on the threads of the pool.
+template <class F>
+inline void parallel(int64_t count, const F& f) {
+  run_tasks(count, [](const void* data, int64_t i) { (*static_cast<const F*>(data))(i); }, &f);
+}
+
+// f(row) for every row, of `work` elements each: a loop of few is not worth waking other threads (about 5 us).
+constexpr int64_t kParallelWork = 1 << 15, kTaskWork = 1 << 13;
+template <class F>
+inline void parallel_rows(int64_t rows, int64_t work, const F& f) {
+  if (rows * work < kParallelWork) {
+    for (int64_t row = 0; row < rows; ++row) f(row);
+    return;
+  }
+  const int64_t each = work < kTaskWork ? kTaskWork / (work + 1) + 1 : 1;
+  parallel((rows + each - 1) / each, [&](int64_t task) {
+    const int64_t end = (task + 1) * each < rows ? (task + 1) * each : rows;
+    for (int64_t row = task * each; row < end; ++row) f(row);
+  });
+}
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -19,9 +19,12 @@ void verify_draft(const VerifyArgs&, Stream);
 void pack_step(const PackArgs&, Stream);
 void commit_step(const CommitArgs&, Stream);
 void admit_rows(const AdmitArgs&, Stream);
+bool linear(const LinearArgs&);
+int64_t pack_linear(const PackLinearArgs&);
 
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, quantize, dequantize, rope_append,
-                       paged_attention, greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows};
+                       paged_attention, greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows,
+                       linear, pack_linear};
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -39,6 +39,27 @@ struct DequantizeArgs {
   DType dtype;
 };
 
+// linear: of a CPU alone.
+struct LinearArgs {
+  void* out;             // [T, columns]
+  const void* x;         // [T, width]
+  const float* scales;   // [T], of an x of int8; else null
+  const void* weight;    // as pack_linear laid it
+  const void* bias;      // [columns]; null: none
+  int64_t rows, columns, width;
+  int64_t out_stride, x_stride, weight_bytes;
+  DType dtype, number;   // of out and bias; of x and weight
+};
+
+struct PackLinearArgs {
+  void* packed = nullptr;         // null: only the bytes are asked for
+  const void* weight = nullptr;   // [columns, width]
+  const float* scales = nullptr;  // [columns], of a weight of int8; else null
+  int64_t columns, width;
+  int64_t weight_stride = 0;
+  DType number;
+};
+
 struct RopeAppendArgs {
   void* q;                  // [T, H, D] dense
   void *k_cache, *v_cache;  // [N, P, G, D] dense
@@ -141,12 +162,14 @@ struct Kernels {
   void (*pack_step)(const PackArgs&, Stream);
   void (*commit_step)(const CommitArgs&, Stream);
   void (*admit_rows)(const AdmitArgs&, Stream);
+  bool (*linear)(const LinearArgs&) = nullptr;  // of a CPU alone; false: the weight is not as this instruction set packs it
+  int64_t (*pack_linear)(const PackLinearArgs&) = nullptr;  // the bytes of a packed weight
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.
 const Kernels& kernels_for(const Tensor& t);
 
-const Kernels& cpu_kernels();   // resolved once; QDENGINE_ISA=generic|avx2|avx512 forces one
+const Kernels& cpu_kernels();   // resolved once; QDENGINE_ISA forces one
 const Kernels* cuda_kernels();  // null in a build without CUDA
 
 }  // namespace qdengine

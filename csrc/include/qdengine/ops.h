@@ -42,4 +42,10 @@ void commit_step(const Tensor& tokens, const Tensor& bounds, const Tensor& compu
 void admit_rows(const Tensor& tokens, const Tensor& ranks, const Tensor& bounds, const Tensor& computed, const Tensor& finished,
                 const Tensor& ends, const Tensor& admitted, const Tensor& staged);
 
+// Of a CPU alone, for python/qdengine/model: linear layers over weights that are packed for its instruction set, and rows of a table.
+int64_t packed_bytes(const Tensor& weight);
+void pack_linear(const Tensor& packed, const Tensor& weight, const OptionalTensor& weight_scales);
+void linear(const Tensor& out, const Tensor& x, const OptionalTensor& scales, const Tensor& packed, const OptionalTensor& bias);
+void take_rows(const Tensor& out, const Tensor& table, const Tensor& ids);
+
 }  // namespace qdengine::ops

@@ -6,7 +6,7 @@
 
 namespace qdengine {
 
-enum class DType : uint8_t { f32, bf16, f16, i32, i8, f8, other };  // f8: float8_e4m3fn
+enum class DType : uint8_t { f32, bf16, f16, i32, i8, u8, f8, other };  // f8: float8_e4m3fn
 enum class Device : uint8_t { cpu, cuda, other };
 
 constexpr int kMaxDims = 4;
@@ -42,6 +42,7 @@ inline const char* name(DType dtype) {
     case DType::f16: return "float16";
     case DType::i32: return "int32";
     case DType::i8: return "int8";
+    case DType::u8: return "uint8";
     case DType::f8: return "float8_e4m3fn";
     default: return "another dtype";
   }

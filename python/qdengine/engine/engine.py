@@ -114,6 +114,12 @@ class Engine:
             ) from error
 
     @property
+    def threads(self) -> int:
+        """Most threads of a step on a CPU."""
+        usable = ops.usable_threads()
+        return min(self.config.threads or usable, usable)
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes on the device: of keys and values, and of captured steps."""
         runner = self._runner
@@ -255,6 +261,8 @@ class Engine:
                 self._end(self._ended)
                 return
             try:
+                if self.backend == "cpu":  # of the thread that steps, whoever that is
+                    ops.set_thread_limit(self.config.threads or 0)
                 self._step()
             except Exception as error:
                 self._fail(error)

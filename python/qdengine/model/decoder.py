@@ -113,8 +113,8 @@ class Decoder:
         self.embed = weights["embed.weight"]
         self.positions = weights.get("positions.weight")
         self.layers = [_Layer(build, i) for i in range(config.layers)]
-        self.norm = _Norm(build, "norm", None)
-        self.head = Head(ops, weights.get("head.weight", self.embed), batch_invariant, fused_head)
+        self.head = Head(ops, weights.get("head.weight", self.embed), number, batch_invariant, fused_head)
+        self.norm = _Norm(build, "norm", self.head.number)
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         if self.positions is None:
@@ -125,22 +125,31 @@ class Decoder:
     def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
         """The wanted rows as the head keeps them: logits, [R, V] in the model's dtype, or what it makes those from.
         The cache gets the step's keys and values."""
-        residual = self.embed.index_select(0, step.ids)
+        residual = self._take(self.embed, step.ids)
         if self.positions is not None:
-            residual += self.positions.index_select(0, step.positions)
+            residual += self._take(self.positions, step.positions)
         x = self.layers[0].norm1(residual)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             mixed = self._attend(i, layer, x, step, cache)
             if i == last:  # behind the last attention only the wanted rows matter
-                mixed, residual = mixed.index_select(0, step.rows), residual.index_select(0, step.rows)
+                mixed, residual = self._take(mixed, step.rows), self._take(residual, step.rows)
                 if len(step.rows) == 0:
-                    return self.head(residual)
+                    return residual.new_empty(0, self.config.vocab_size)
             x = layer.norm2.add(residual, layer.out(*self._quantize(mixed)))
             x = (self.norm if i == last else self.layers[i + 1].norm1).add(
                 residual, layer.down(*self._activate(layer.up(*x)))
             )
-        return self.head(x[0])
+        return self.head(*x)
+
+    def _take(self, table: Tensor, rows: Tensor) -> Tensor:
+        if self.ops.backend != "cpu":
+            return table.index_select(0, rows)
+        from ..ops import native
+
+        out = torch.empty(len(rows), table.shape[1], dtype=table.dtype)
+        native.take_rows(out, table, rows)
+        return out
 
     def _attend(self, index: int, layer: _Layer, x: Rows, step: StepInputs, cache: KVCache) -> Tensor:
         config = self.config

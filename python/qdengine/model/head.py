@@ -14,12 +14,16 @@ class Head:
     """Of the rows that a step wants, `__call__` makes what is kept, which `argmax` and `logits` take.
 
     That is their logits [R, V]; `fused`, the rows [R, E] themselves: argmax is then one kernel with the product, and
-    writes no logits. weight: [V, E].
+    writes no logits. weight: [V, E]. number: of the layers; the head is of int8 with them on a CPU, and its rows then
+    come so, as `self.number` says: None for the weight's dtype.
     """
 
-    def __init__(self, ops: OpTable, weight: Tensor, batch_invariant: bool, fused: bool) -> None:
+    def __init__(
+        self, ops: OpTable, weight: Tensor, number: torch.dtype | None, batch_invariant: bool, fused: bool
+    ) -> None:
+        self.number = number if number == torch.int8 and ops.backend == "cpu" else None
         self._ops, self._weight, self._fused = ops, weight, fused
-        self._linear = linear.make(ops, weight, None, weight.dtype, None, batch_invariant)
+        self._linear = linear.make(ops, weight, None, weight.dtype, self.number, batch_invariant)
         if fused:
             if ops.backend not in ("cuda", "triton"):
                 raise ConfigError(
@@ -29,8 +33,8 @@ class Head:
 
             self._linear_argmax, self._tiles = linear_argmax, argmax_tiles(len(weight))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return x if self._fused else self._linear(x)
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        return x if self._fused else self._linear(x, scales)
 
     def logits(self, kept: Tensor) -> Tensor:
         """[R, V], in the weight's dtype."""

@@ -1,5 +1,5 @@
-"""Linear layers, y = x weight^T + bias, as library calls: oneDNN, cuBLAS and cuBLASLt through torch; in Triton where a
-row's bits must not depend on the batch.
+"""Linear layers, y = x weight^T + bias: the extension's on a CPU; on a GPU library calls, cuBLAS and cuBLASLt through
+torch, and Triton where a row's bits must not depend on the batch.
 
 Every class has one interface: weight [out, in] and bias [out] or None when it is made; then x [T, in], or numbers of
 8 bits with scales [T], to y [T, out]. y has the weight's dtype, or the dtype that a class is given which makes 8 bits
@@ -8,7 +8,7 @@ of the weight.
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -19,35 +19,45 @@ from ..ops import OpTable
 
 _EXACT_WIDTH = 2**24 // 127**2
 """Products of int8 of which any sum is an integer that float32 has."""
-FIXED_ROWS = 16
-"""Rows of every product of a batch-invariant layer on a CPU: with AMX 16 cost as much as one."""
 
 
 class Layer(Protocol):
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor: ...
 
 
+class PackedLinear:
+    """On a CPU, over weights that are laid out once for its instruction set: float32, bfloat16, and int8 by int8 with
+    exact sums in int32, scaled as they are written. A row's bits depend on that row alone.
+
+    number: int8, or None for the weight's dtype, which y then has.
+    """
+
+    def __init__(
+        self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, number: torch.dtype | None = None
+    ) -> None:
+        from ..ops import native
+
+        self._linear, self.bias, self._dtype, self._columns = native.linear, bias, dtype, len(weight)
+        scales: Tensor | None = None
+        if number is not None:
+            weight, scales = _quantized(ops, weight, number)
+        self.packed = torch.empty(native.packed_bytes(weight), dtype=torch.uint8)
+        native.pack_linear(self.packed, weight, scales)
+
+    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        out = torch.empty(len(x), self._columns, dtype=self._dtype)
+        self._linear(out, x, scales, self.packed, self.bias)
+        return out
+
+
 class Linear:
     """The library's product. Its rounding may depend on the number of rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.bias = bias
-        self.packed = weight.device.type == "cpu" and _packs(weight.dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
+        self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return torch.nn.functional.linear(x, self.weight, self.bias)
-
-
-class FixedRowsLinear(Linear):
-    """Batch-invariant on a CPU: the library only ever sees FIXED_ROWS rows, the last of them padding."""
-
-    def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % FIXED_ROWS))
-        parts = [super(FixedRowsLinear, self).__call__(part) for part in padded.split(FIXED_ROWS)]
-        return torch.cat(parts)[: len(x)]
 
 
 class TiledLinear:
@@ -71,10 +81,8 @@ class TiledLinear:
 
 
 class Int8Linear:
-    """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns.
-
-    A CPU without such products multiplies the same numbers in float32, as fast as float32 is there, and as exactly:
-    sums of so many are integers that float32 has.
+    """int8 by int8 with exact sums in int32, so batch-invariant by nature; then the scales of rows and columns. Away
+    from a GPU, for tests, in float32, and as exactly: sums of so many are integers that float32 has.
     """
 
     def __init__(self, ops: OpTable, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -82,15 +90,14 @@ class Int8Linear:
             _check_widths(weight, "int8", 8)
         self._ops, self.bias, self._dtype = ops, bias, dtype
         self.weight, self.scales = _quantized(ops, weight, torch.int8)
-        wide = not weight.is_cuda and not has_int8()
-        self._wide = [Linear(part.float()) for part in self.weight.split(_EXACT_WIDTH, 1)] if wide else None
+        self._wide = None if weight.is_cuda else [Linear(part.float()) for part in self.weight.split(_EXACT_WIDTH, 1)]
 
     def _sums(self, x: Tensor) -> Tensor:
         if self._wide is not None:
             parts = zip(self._wide, x.split(_EXACT_WIDTH, 1), strict=True)
             return reduce(torch.add, (part(numbers.float()).to(torch.int32) for part, numbers in parts))
         rows = len(x)
-        if x.is_cuda and rows <= 16:  # cuBLASLt wants more
+        if rows <= 16:  # cuBLASLt wants more
             x = torch.nn.functional.pad(x, (0, 0, 0, 32 - rows))
         return torch._int_mm(x, self.weight.t())[:rows]
 
@@ -124,11 +131,17 @@ def make(
     """The layer for y in `dtype`, and x in `number` (int8, float8_e4m3fn) or where that is None in `dtype` as well."""
     if number is None:
         weight = weight.to(dtype)
+    if ops.backend == "cpu":
+        return PackedLinear(ops, weight, bias, dtype, number)
     if number == torch.int8:
         return Int8Linear(ops, weight, bias, dtype)
     if batch_invariant:
-        on_cpu = weight.device.type == "cpu"
-        return FixedRowsLinear(weight, bias) if on_cpu else TiledLinear(ops, weight, bias, dtype, number)
+        if ops.backend == "reference":
+            raise ConfigError(
+                "EngineConfig.batch_invariant: backend 'reference' multiplies by the library, whose rounding depends "
+                "on the rows; leave it out, or use backend 'cpu', 'cuda' or 'triton'"
+            )
+        return TiledLinear(ops, weight, bias, dtype, number)
     return Linear(weight, bias) if number is None else Float8Linear(ops, weight, bias, dtype)
 
 
@@ -140,24 +153,6 @@ def require(number: torch.dtype, device: torch.device) -> None:
             f"precision 'float8' needs a GPU of compute capability 8.9 or later (L4, L20, L40, H100), and {device} "
             "is none; use precision 'int8' or 'bfloat16'"
         )
-
-
-def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies `dtype` on this CPU with weights in its own layout."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@cache
-def has_int8() -> bool:
-    """Whether this CPU multiplies int8 fast and with exact sums: without VNNI the library's loop is plain C++, or adds
-    pairs of products in 16 bits, which the largest numbers do not fit."""
-    if not torch.cpu._is_vnni_supported():
-        return False
-    x, weight = torch.full((17, 64), 127, dtype=torch.int8), torch.full((64, 48), 127, dtype=torch.int8)
-    want = 127 * 127 * 64
-    return bool((torch._int_mm(x, weight) == want).all() and (torch._int_mm(-x, weight) == -want).all())
 
 
 def _quantized(ops: OpTable, weight: Tensor, number: torch.dtype) -> tuple[Tensor, Tensor]:

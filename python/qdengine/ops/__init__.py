@@ -40,6 +40,16 @@ class OpTable:
 OPS = tuple(f.name for f in fields(OpTable) if f.name != "backend")
 
 
+def usable_threads() -> int:
+    """Threads of a CPU that this process may keep busy: its affinity, its control group's quota, OMP_NUM_THREADS."""
+    return importlib.import_module(".native", __name__).usable_threads()
+
+
+def set_thread_limit(limit: int) -> None:
+    """Most threads of the CPU's ops that the calling thread runs; 0 for all that are usable."""
+    importlib.import_module(".native", __name__).set_thread_limit(limit)
+
+
 def load(backend: str) -> OpTable:
     """The ops of `backend`, one of BACKENDS. Raises `BackendError` that names cause and remedy."""
     if backend not in BACKENDS:

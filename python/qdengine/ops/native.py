@@ -1,8 +1,10 @@
-"""The compiled ops (csrc/), for CPU and CUDA tensors. Same names and signatures as `qdengine.ops.reference`."""
+"""The compiled ops (csrc/), for CPU and CUDA tensors. Same names and signatures as `qdengine.ops.reference`.
+
+Of a CPU alone, for `model.linear`: `linear` over packed weights, `take_rows`; and its threads.
+"""
 
 from __future__ import annotations
 
-# First, so that the extension finds torch's libgomp loaded and shares its threads instead of starting a second team.
 import torch
 
 from ..errors import BackendError
@@ -19,13 +21,19 @@ try:
         gelu,
         greedy_argmax,
         layer_norm,
+        linear,
         ngram_propose,
+        pack_linear,
         pack_step,
+        packed_bytes,
         paged_attention,
         quantize,
         rms_norm,
         rope_append,
+        set_thread_limit,
         silu_mul,
+        take_rows,
+        usable_threads,
         verify_draft,
     )
 except ImportError as error:
@@ -65,14 +73,20 @@ __all__ = [
     "gelu",
     "greedy_argmax",
     "layer_norm",
+    "linear",
     "ngram_propose",
+    "pack_linear",
     "pack_step",
+    "packed_bytes",
     "paged_attention",
     "quantize",
     "require_cuda",
     "require_isa",
     "rms_norm",
     "rope_append",
+    "set_thread_limit",
     "silu_mul",
+    "take_rows",
+    "usable_threads",
     "verify_draft",
 ]
