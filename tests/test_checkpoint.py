@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from qdengine import checkpoint
+from qdengine.config import FAMILIES, ModelConfig
 from qdengine.errors import CheckpointError, UnsupportedModelError
+from qdengine.model.reference import ReferenceModel
 from qdengine.prompt import DOCUMENT_FIRST, QUERY_FIRST
 from safetensors.torch import load_file, save_file
 from tiny import tiny_bundle, tiny_hf_folder, tokenizer_json, with_config
@@ -29,6 +33,20 @@ def test_a_bundle_is_what_was_saved(tmp_path):
     assert sorted(p.name for p in made.path.iterdir()) == ["model.safetensors", "qdengine.json", "tokenizer.json"]
     assert all(p.stat().st_mode & 0o444 == 0o444 for p in made.path.iterdir())
     assert [p.name for p in made.path.parent.iterdir()] == ["bundle"]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"tied_head": False}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_are_the_models(family, options):
+    config = ModelConfig(family, 40, 16, 24, 2, 4, 2, 8, 32, **options)
+    wanted = {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
+    assert checkpoint.shapes(config) == wanted
+
+
+def test_loading_imports_no_model_definition():
+    code = "import sys, qdengine.engine.engine; print([m for m in sys.modules if m.startswith('qdengine.model.ref')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_digest_names_the_contents(tmp_path):

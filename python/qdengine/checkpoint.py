@@ -26,7 +26,6 @@ from torch import Tensor
 from . import huggingface
 from .config import ModelConfig, is_linear
 from .errors import CheckpointError, ConfigError
-from .model.reference import ReferenceModel
 from .ops.reference import quantize
 from .prompt import DOCUMENT_FIRST, PromptFormat
 from .tokenizer import Tokenizer
@@ -176,9 +175,28 @@ def select_layers(weights: dict[str, Tensor], layers: list[int]) -> dict[str, Te
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Those of the tensors that `config` needs, by name."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in ReferenceModel(config).state_dict().items()}
+    """Those of the tensors that `config` needs, by name: of `ReferenceModel`, whose import takes a second."""
+    width, llama = config.width, config.family == "llama"
+    heads, qkv = config.heads * config.head_width, (config.heads + 2 * config.kv_heads) * config.head_width
+    up = {"gate_up": (2 * config.ffn_width, width)} if llama else {"up": (config.ffn_width, width)}
+    linear = {"qkv": (qkv, width), "out": (width, heads), **up, "down": (width, config.ffn_width)}
+    found: dict[str, tuple[int, ...]] = {"embed.weight": (config.vocab_size, width)}
+    if not llama:
+        found["positions.weight"] = (config.max_positions, width)
+    norms = {"norm": width}
+    for prefix in (f"layers.{i}" for i in range(config.layers)):
+        norms |= {f"{prefix}.norm1": width, f"{prefix}.norm2": width}
+        if config.qk_norm:
+            norms |= {f"{prefix}.q_norm": config.head_width, f"{prefix}.k_norm": config.head_width}
+        for name, shape in linear.items():
+            found[f"{prefix}.{name}.weight"] = shape
+            if not llama or (name == "qkv" and config.qkv_bias):
+                found[f"{prefix}.{name}.bias"] = shape[:1]
+    for norm, size in norms.items():
+        found |= {f"{norm}.{part}": (size,) for part in (("weight",) if llama else ("weight", "bias"))}
+    if not config.tied_head:
+        found["head.weight"] = (config.vocab_size, width)
+    return found
 
 
 def check_weights(config: ModelConfig, weights: dict[str, Tensor]) -> None:
