@@ -1,7 +1,7 @@
 """The gate on a CPU's speed: ratios of what is measured in turns in one run, never times.
 
-A ratio is the median over rounds, each of which measures both sides one after the other. The least that is wanted lies far
-below what was measured (in brackets: two cores with AVX2), for noise not to cross it.
+A ratio is the median over rounds, each of which measures both sides one after the other. The least that is wanted lies
+far below what was measured (in brackets: two cores with AVX2), for noise not to cross it.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
 // of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill, by
 // the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, split by split as attention.h
 // defines it, so a row's result does not depend on the batch, on how the prompt was cut into chunks, or on the thread. Numbers
-// of 8 bits are widened, with their scale, as they are gathered.
+// of 8 bits are widened, with their scale, as they are gathered. With AMX the products of bfloat16 run in tiles
+// (attention_tiles.h).
+#include "attention_tiles.h"
 #include "qdengine/attention.h"
-#include "simd.h"
 
 namespace qdengine::QDENGINE_ISA {
 namespace {
@@ -19,9 +20,6 @@ constexpr int kRows = 6, kCols = 1;
 #else
 constexpr int kRows = 2, kCols = 1;
 #endif
-constexpr int32_t kKeys = 64, kTokenTile = 32;
-constexpr int64_t kMaxHeadWidth = 512, kMaxGroup = 16;
-constexpr int64_t kMaxRows = kTokenTile * kMaxGroup;
 
 // c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
 template <int R, int C>
@@ -67,48 +65,86 @@ void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, floa
   }
 }
 
-inline int64_t padded(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes; }
+// The two products in float32, in registers. T: of queries; C: of the cache.
+template <class T, class C>
+struct InRegisters {
+  using Query = T;
+  using Cached = C;
+  static constexpr int64_t kPadRows = 0;
 
-struct Scratch {
-  float q[kMaxRows * kMaxHeadWidth];
-  float out[kMaxRows * kMaxHeadWidth], part[kMaxRows * kMaxHeadWidth];  // sums of values: of all splits so far, of this one
-  attention::Partial whole[kMaxRows], split[kMaxRows];
-  float scores[kMaxRows * kKeys];
-  float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
-  float v[kKeys * kMaxHeadWidth];
-  float wide[kKeys * kMaxHeadWidth];  // keys of 8 bits
+  struct Memory {
+    float q[kMaxRows * kMaxHeadWidth];
+    float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
+    float v[kKeys * kMaxHeadWidth];
+    float wide[kKeys * kMaxHeadWidth];  // keys of 8 bits
+  };
+
+  static int64_t stride(int64_t d) { return padded(d); }
+  static void begin() {}
+  static void end() {}
+  static void lay_query(Memory& m, int64_t row, const T* q, int64_t d) {
+    for (int64_t i = 0; i < d; ++i) m.q[row * d + i] = load1(q + i);
+  }
+  static void lay(Memory& m, const Gathered<C>& from, int64_t d) {
+    const int64_t ld = padded(d);
+    if constexpr (sizeof(C) == 1) {
+      const float* wide[kKeys];
+      for (int64_t j = 0; j < kKeys; ++j) {
+        wide[j] = m.wide + j * ld;
+        widen(from.keys[j], from.key_scales[j], m.wide + j * ld, d);
+      }
+      lay_keys(m, wide, d);
+    } else {
+      lay_keys(m, from.keys, d);
+    }
+    for (int64_t j = 0; j < kKeys; ++j) widen(from.values[j], from.value_scales[j], m.v + j * ld, d);
+  }
+  static void score(Memory& m, float* scores, int64_t first, int64_t n, int64_t d) {
+    for (int64_t i = first * kKeys; i < n * kKeys; ++i) scores[i] = 0.0f;
+    multiply_add(m.q + first * d, d, m.k, kKeys, scores + first * kKeys, kKeys, n - first, kKeys, d);
+  }
+  static Reg scaled(const Memory&, Reg score, int64_t) { return score; }
+  static void weigh(Memory&, float* score, int64_t, int64_t, Reg weight) { store_reg(score, weight); }
+  static void add_values(Memory& m, const float* scores, float* part, int64_t first, int64_t n, int64_t d) {
+    const int64_t ld = padded(d);
+    multiply_add(scores + first * kKeys, kKeys, m.v, ld, part + first * ld, ld, n - first, ld, kKeys);
+  }
+
+ private:
+  // The keys of a tile, transposed.
+  template <class Number>
+  static void lay_keys(Memory& m, const Number* const* keys, int64_t d) {
+    const int64_t whole = d / kWidth * kWidth;
+    for (int64_t j = 0; j < kKeys; j += kWidth) {
+      for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, m.k + i * kKeys + j, kKeys);
+      for (int64_t i = whole; i < d; ++i) {
+        for (int64_t r = j; r < j + kWidth; ++r) m.k[i * kKeys + r] = load1(keys[r] + i);
+      }
+    }
+  }
 };
 
-// Per thread, allocated once: 4.5 MiB, of which a common shape touches a few hundred KiB.
-Scratch& scratch() {
-  static thread_local Scratch* buffers = new Scratch;
+template <class Products>
+struct Scratch {
+  typename Products::Memory products;
+  float out[kMaxRows * kMaxHeadWidth];                          // sums of values: of all splits so far,
+  float part[(kMaxRows + Products::kPadRows) * kMaxHeadWidth];  // and of this one
+  float scores[(kMaxRows + Products::kPadRows) * kKeys];
+  attention::Partial whole[kMaxRows], split[kMaxRows];
+};
+
+// Per thread, allocated once: some MiB, of which a common shape touches a few hundred KiB.
+template <class Products>
+Scratch<Products>& scratch() {
+  static thread_local Scratch<Products>* buffers = new Scratch<Products>;
   return *buffers;
 }
 
-// A head of a slot in the cache, `scale` times the numbers, to float32.
-template <class C>
-void widen(const C* from, float scale, float* to, int64_t d) {
-  int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) store(to + i, load(from + i) * scale);
-  if (i < d) store(to + i, load_some(from + i, d - i) * scale);
-}
-
-// The keys of a tile, transposed.
-template <class C>
-void lay_keys(Scratch& s, const C* const* keys, int64_t d) {
-  const int64_t whole = d / kWidth * kWidth;
-  for (int64_t j = 0; j < kKeys; j += kWidth) {
-    for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, s.k + i * kKeys + j, kKeys);
-    for (int64_t i = whole; i < d; ++i) {
-      for (int64_t r = j; r < j + kWidth; ++r) s.k[i * kKeys + r] = load1(keys[r] + i);
-    }
-  }
-}
-
-// T: of q and out; C: of the cache.
-template <class T, class C>
+template <class Products>
 struct Item {
-  static constexpr bool kEightBit = sizeof(C) == 1;
+  using T = typename Products::Query;
+  using C = typename Products::Cached;
+  using Memory = Scratch<Products>;
 
   const AttentionArgs& a;
   int64_t sequence, kv_head;
@@ -118,40 +154,33 @@ struct Item {
   int64_t token_of(int32_t row) const { return rows.first_token + token(rows, row); }
 
   // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
-  void gather(Scratch& s, int64_t begin, int64_t end) const {
+  void gather(Memory& s, int64_t begin, int64_t end) const {
     static const C zeros[kMaxHeadWidth] = {};
-    const C *keys[kKeys], *values[kKeys];
-    float key_scales[kKeys], value_scales[kKeys];
-    const int64_t d = a.head_width, ld = padded(d);
+    Gathered<C> found;
+    const int64_t d = a.head_width;
     const int32_t* table = a.block_tables + sequence * a.table_stride;
     int64_t block = begin / a.block_tokens, offset = begin % a.block_tokens;
     for (int64_t j = 0; j < kKeys; ++j) {
-      keys[j] = values[j] = zeros;
-      key_scales[j] = value_scales[j] = 1.0f;
+      found.keys[j] = found.values[j] = zeros;
+      found.key_scales[j] = found.value_scales[j] = 1.0f;
       if (begin + j >= end) continue;
       const int64_t at = (table[block] * a.block_tokens + offset) * a.kv_heads + kv_head;
-      keys[j] = static_cast<const C*>(a.k_cache) + at * d;
-      values[j] = static_cast<const C*>(a.v_cache) + at * d;
-      if constexpr (kEightBit) key_scales[j] = a.k_scales[at], value_scales[j] = a.v_scales[at];
+      found.keys[j] = static_cast<const C*>(a.k_cache) + at * d;
+      found.values[j] = static_cast<const C*>(a.v_cache) + at * d;
+      if constexpr (sizeof(C) == 1) found.key_scales[j] = a.k_scales[at], found.value_scales[j] = a.v_scales[at];
       if (++offset == a.block_tokens) offset = 0, ++block;
     }
-    if constexpr (kEightBit) {
-      const float* wide[kKeys];
-      for (int64_t j = 0; j < kKeys; ++j) {
-        wide[j] = s.wide + j * ld;
-        widen(keys[j], key_scales[j], s.wide + j * ld, d);
-      }
-      lay_keys(s, wide, d);
-    } else {
-      lay_keys(s, keys, d);
-    }
-    for (int64_t j = 0; j < kKeys; ++j) widen(values[j], value_scales[j], s.v + j * ld, d);
+    Products::lay(s.products, found, d);
+  }
+
+  Reg scaled(const Memory& s, const float* scores, int64_t j) const {
+    return Products::scaled(s.products, load_reg(scores + j) * a.scale, j);
   }
 
   // Scores of one row to weights; `seen` keys of the tile are visible to it.
-  void soften(Scratch& s, int64_t row, int64_t seen) const {
+  void soften(Memory& s, int64_t row, int64_t seen) const {
     float* x = s.scores + row * kKeys;
-    const int64_t ld = padded(a.head_width);
+    const int64_t ld = Products::stride(a.head_width);
     attention::Partial& split = s.split[row];
     if (seen < kKeys) {
       for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
@@ -160,15 +189,15 @@ struct Item {
     for (Reg& lanes : best) lanes = splat_reg(split.top);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], load_reg(x + j + i * kWidth) * a.scale);
+      for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], scaled(s, x, j + i * kWidth));
     }
     const float top = max(*reinterpret_cast<const Vec*>(best));
     Reg total[kRegs] = {};
     for (int64_t j = 0; j < kKeys; j += kLanes) {
 #pragma GCC unroll 4
       for (int i = 0; i < kRegs; ++i) {
-        const Reg weight = exp(load_reg(x + j + i * kWidth) * a.scale - top);
-        store_reg(x + j + i * kWidth, weight);
+        const Reg weight = exp(scaled(s, x, j + i * kWidth) - top);
+        Products::weigh(s.products, x + j + i * kWidth, row, j + i * kWidth, weight);
         total[i] += weight;
       }
     }
@@ -190,17 +219,16 @@ struct Item {
     return begin > position ? (begin - position) * rows.group : 0;
   }
 
-  void run_split(Scratch& s, int32_t begin, int32_t end) const {
-    const int64_t d = a.head_width, ld = padded(d);
+  void run_split(Memory& s, int32_t begin, int32_t end) const {
+    const int64_t d = a.head_width, ld = Products::stride(d);
     const int32_t n = count(rows), first = first_row(begin);
     for (int32_t row = first; row < n; ++row) clear(s.split[row], s.part + row * ld, ld);
     for (; begin < end; begin += kKeys) {
       gather(s, begin, rows.kv_len);
       const int32_t skip = first_row(begin);
-      for (int64_t i = skip * kKeys; i < n * kKeys; ++i) s.scores[i] = 0.0f;
-      multiply_add(s.q + skip * d, d, s.k, kKeys, s.scores + skip * kKeys, kKeys, n - skip, kKeys, d);
+      Products::score(s.products, s.scores, skip, n, d);
       for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
-      multiply_add(s.scores + skip * kKeys, kKeys, s.v, ld, s.part + skip * ld, ld, n - skip, ld, kKeys);
+      Products::add_values(s.products, s.scores, s.part, skip, n, d);
     }
     for (int32_t row = first; row < n; ++row) {
       const auto shares = attention::fold(s.whole[row], s.split[row], [](float x) { return exp(splat_reg(x))[0]; });
@@ -210,18 +238,19 @@ struct Item {
   }
 
   void run() const {
-    Scratch& s = scratch();
-    const int64_t d = a.head_width, ld = padded(d);
+    Memory& s = scratch<Products>();
+    const int64_t d = a.head_width, ld = Products::stride(d);
     const int32_t n = count(rows);
+    Products::begin();
     for (int32_t row = 0; row < n; ++row) {
-      const T* q = static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row);
-      for (int64_t i = 0; i < d; ++i) s.q[row * d + i] = load1(q + i);
+      Products::lay_query(s.products, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), d);
       clear(s.whole[row], s.out + row * ld, ld);
     }
     for (int32_t begin = 0, end; begin < rows.kv_len; begin = end) {
       end = attention::split_end(begin, rows.kv_len);
       run_split(s, begin, end);
     }
+    Products::end();
     for (int32_t row = 0; row < n; ++row) {
       T* out = static_cast<T*>(a.out) + token_of(row) * a.heads * d + head_offset(row);
       const float inverse = 1.0f / s.whole[row].total;
@@ -234,15 +263,15 @@ inline int64_t tiles(const AttentionArgs& a, int64_t s) {
   return attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, kTokenTile);
 }
 
-template <class T, class C>
+template <class Products>
 void run_tile(const AttentionArgs& a, int64_t s, int64_t tile, int64_t kv_head) {
   const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * kTokenTile;
   const int32_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
   const attention::Rows rows{first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)};
-  Item<T, C>{a, s, kv_head, rows}.run();
+  Item<Products>{a, s, kv_head, rows}.run();
 }
 
-template <class T, class C>
+template <class Products>
 void run(const AttentionArgs& a) {
   int64_t total = 0;
   for (int64_t s = 0; s < a.sequences; ++s) total += tiles(a, s);
@@ -251,14 +280,21 @@ void run(const AttentionArgs& a) {
     const int64_t item = total * a.kv_heads - 1 - i;
     int64_t s = 0, tile = item / a.kv_heads;
     while (tile >= tiles(a, s)) tile -= tiles(a, s++);
-    run_tile<T, C>(a, s, tile, item % a.kv_heads);
+    run_tile<Products>(a, s, tile, item % a.kv_heads);
   });
 }
 
 }  // namespace
 
 void paged_attention(const AttentionArgs& a, Stream) {
-  with_types(a.dtype, a.cache_dtype, [&](auto number, auto cached) { run<decltype(number), decltype(cached)>(a); });
+  with_types(a.dtype, a.cache_dtype, [&](auto number, auto cached) {
+    using T = decltype(number);
+    using C = decltype(cached);
+#if defined(QDENGINE_ISA_amx)
+    if constexpr (sizeof(T) == sizeof(bf16)) return run<InTiles<C>>(a);
+#endif
+    run<InRegisters<T, C>>(a);
+  });
 }
 
 }  // namespace qdengine::QDENGINE_ISA
