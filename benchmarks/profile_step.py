@@ -119,7 +119,7 @@ def parts(clock: Clock, inputs: Any, precision: str, passes: int, whole: float) 
     step = f"{len(inputs.kv_lens)}x{tokens // len(inputs.kv_lens)}"
     layers, head, attention = work_of(step, rows, element)
     rate, wide, memory = product_rate(precision), product_rate("float32"), bandwidth()
-    if precision == "bfloat16":
+    if precision == "bfloat16" and facts()["isa"] == "amx":  # else attention multiplies in float32
         wide = rate
     work = {
         "layers' products": (matrices(SHAPE) * stored, layers.flops, rate),

@@ -39,17 +39,25 @@ namespace {
 struct Choice {
   const Kernels* table;
   bool usable;
+  bool (*permitted)() = nullptr;  // asked when it is about to be chosen
 };
 
+bool take(const Choice& choice) { return choice.usable && (!choice.permitted || choice.permitted()); }
+
 #if defined(__x86_64__) && !defined(QDENGINE_EMULATED)
-// Whether there are AMX tiles with products of int8 and bfloat16, and the system lets this process use them.
+// Whether there are AMX tiles with products of int8 and bfloat16.
 bool has_tiles() {
-#ifdef __linux__
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  return (d & kAll) == kAll;
+}
+
+// Whether the system lets this process use them. It cannot give them back, so only a process that will is to ask.
+bool may_use_tiles() {
+#ifdef __linux__
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
-  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -73,7 +81,7 @@ std::vector<Choice> choices() {
   all.push_back({&avx512::table, avx512});
   all.push_back({&avx512_vnni::table, vnni});
   all.push_back({&avx512_bf16::table, bf16});
-  all.push_back({&amx::table, bf16 && has_tiles()});
+  all.push_back({&amx::table, bf16 && has_tiles(), may_use_tiles});
 #endif
   return all;
 #endif
@@ -85,16 +93,14 @@ const Kernels& resolve() {
   if (forced && *forced) {
     for (const Choice& choice : all) {
       if (std::strcmp(choice.table->isa, forced) != 0) continue;
-      if (!choice.usable) throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": this CPU does not have it");
+      if (!take(choice)) throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": this CPU does not have it");
       return *choice.table;
     }
     throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": expected generic, avx2, avx512, avx512_vnni, avx512_bf16 or amx");
   }
-  const Kernels* best = all.front().table;
-  for (const Choice& choice : all) {
-    if (choice.usable) best = choice.table;
-  }
-  return *best;
+  auto best = all.rbegin();
+  while (!take(*best)) ++best;
+  return *best->table;
 }
 
 }  // namespace

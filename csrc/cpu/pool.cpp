@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <vector>
 
 #ifdef __linux__
 #include <pthread.h>
@@ -17,7 +21,8 @@
 namespace qdengine {
 namespace {
 
-constexpr int kSpins = 4000;  // looks for a call before a worker sleeps, about 50 to 100 us
+constexpr std::chrono::microseconds kLook{100};  // how long a worker looks for a call before it sleeps
+constexpr int kLooks = 64;                       // between two looks at the clock
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -33,22 +38,26 @@ struct Call {
   static uint64_t number(uint64_t word) { return word >> 32; }
 };
 
+struct alignas(64) Worker {
+  std::atomic<uint32_t> wakes{0};
+  std::atomic<bool> asleep{false};
+};
+
 class Pool {
  public:
-  bool run(int64_t count, int workers, Task task, const void* data) {
+  // False, and nothing done, where another thread's call has the workers.
+  bool run(int64_t count, int wanted, Task task, const void* data) {
     const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock) return false;
-    start(workers);
+    const int workers = start(wanted);
     // Nobody has joined a closed call, so nobody reads these.
     task_ = task;
     data_ = data;
     count_ = count;
-    most_ = static_cast<uint64_t>(workers);
     next_.store(0, std::memory_order_relaxed);
-    const uint64_t call = Call::number(call_.load(std::memory_order_relaxed)) + 1;
-    call_.store(call << 32 | Call::kOpen);
-    calls_.fetch_add(1);
-    if (asleep_.load() > 0) calls_.notify_all();
+    most_.store(workers);
+    call_.store((Call::number(call_.load()) + 1) << 32 | Call::kOpen);
+    for (int i = 0; i < workers; ++i) wake(*workers_[static_cast<size_t>(i)]);
     work();
     call_.fetch_and(~Call::kOpen);
     while (call_.load(std::memory_order_acquire) & Call::kJoined) relax();
@@ -56,58 +65,77 @@ class Pool {
   }
 
  private:
-  void start(int workers) {
-    for (; started_ < workers; ++started_) std::thread([this] { serve(); }).detach();
+  // How many there are of those that are wanted.
+  int start(int wanted) {
+    try {
+      while (!refused_ && static_cast<int>(workers_.size()) < wanted) {
+        workers_.push_back(std::make_unique<Worker>());
+        std::thread([this, worker = workers_.back().get(), index = static_cast<int>(workers_.size()) - 1] {
+          serve(*worker, index);
+        }).detach();
+      }
+    } catch (const std::system_error&) {
+      workers_.pop_back();
+      refused_ = true;
+    }
+    return std::min(wanted, static_cast<int>(workers_.size()));
   }
 
-  void work() {
+  static void wake(Worker& worker) {
+    if (!worker.asleep.load()) return;
+    worker.wakes.fetch_add(1);
+    worker.wakes.notify_one();
+  }
+
+  void work() noexcept {
     for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) task_(data_, i);
   }
 
-  // Joins an open call other than `seen`; returns its number, or `seen`.
-  uint64_t join(uint64_t seen) {
-    uint64_t word = call_.load(std::memory_order_relaxed);
-    while (Call::number(word) != seen && (word & Call::kOpen)) {
-      if ((word & Call::kJoined) >= most_) return seen;
-      if (call_.compare_exchange_weak(word, word + 1, std::memory_order_acquire)) {
+  // Whether there is a call other than `seen` for this worker; joins it, and then `seen` is its number.
+  bool join(int index, uint64_t& seen) {
+    uint64_t word = call_.load();
+    while (index < most_.load() && Call::number(word) != seen && (word & Call::kOpen)) {
+      if (call_.compare_exchange_weak(word, word + 1)) {
+        seen = Call::number(word);
         work();
         call_.fetch_sub(1, std::memory_order_release);
-        return Call::number(word);
+        return true;
       }
-      relax();
     }
-    return seen;
+    return false;
   }
 
-  void serve() {
-    uint64_t seen = 0;
-    for (int spins = 0;;) {
-      const uint32_t calls = calls_.load();
-      const uint64_t joined = join(seen);
-      if (joined != seen) {
-        seen = joined;
-        spins = 0;
-      } else if (++spins < kSpins) {
+  // Looks for a call for a while; false when there was none.
+  bool look(int index, uint64_t& seen) {
+    const auto until = std::chrono::steady_clock::now() + kLook;
+    do {
+      for (int i = 0; i < kLooks; ++i) {
+        if (join(index, seen)) return true;
         relax();
-      } else {
-        asleep_.fetch_add(1);
-        calls_.wait(calls);
-        asleep_.fetch_sub(1);
-        spins = 0;
       }
+    } while (index < most_.load() && std::chrono::steady_clock::now() < until);
+    return false;
+  }
+
+  void serve(Worker& self, int index) {
+    for (uint64_t seen = 0;;) {
+      if (look(index, seen)) continue;
+      const uint32_t wakes = self.wakes.load();
+      self.asleep.store(true);
+      if (!join(index, seen)) self.wakes.wait(wakes);  // a call from here on sees that it sleeps
+      self.asleep.store(false);
     }
   }
 
   std::mutex busy_;
-  int started_ = 0;
+  bool refused_ = false;
+  std::vector<std::unique_ptr<Worker>> workers_;
   Task task_ = nullptr;
   const void* data_ = nullptr;
   int64_t count_ = 0;
-  std::atomic<uint64_t> most_{0};
+  std::atomic<int> most_{0};  // workers of the present call
   alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<uint64_t> call_{0};
-  alignas(64) std::atomic<uint32_t> calls_{0};
-  std::atomic<int> asleep_{0};
 };
 
 // Never destroyed: workers are detached, and look at it until the process ends.
@@ -134,42 +162,66 @@ int affinity_threads() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-// Quota over period of control groups v2 or v1; 0 for no limit.
-double quota_threads() {
+// Quota over period of one control group of version 2 or 1; infinity for no limit.
+double group_threads(const std::string& folder) {
   std::string quota;
-  double period = 0.0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period) {
-    return quota == "max" ? 0.0 : std::stod(quota) / period;
+  double period = 0.0, most = 0.0;
+  if (std::ifstream both(folder + "/cpu.max"); both >> quota >> period) return quota == "max" ? HUGE_VAL : std::stod(quota) / period;
+  std::ifstream first(folder + "/cpu.cfs_quota_us"), second(folder + "/cpu.cfs_period_us");
+  return first >> most && second >> period && most > 0.0 ? most / period : HUGE_VAL;
+}
+
+// The least of the process's control group and those that it lies in.
+double quota_threads() {
+  double least = HUGE_VAL;
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {  // number:controllers:path
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    std::string controllers = line.substr(first, second - first);  // ":" of version 2; of version 1 ":cpu,cpuacct", say
+    const bool unified = controllers == ":";
+    std::replace(controllers.begin(), controllers.end(), ':', ',');
+    if (!unified && controllers.append(1, ',').find(",cpu,") == std::string::npos) continue;
+    const std::string root = unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
+      least = std::min(least, group_threads(root + path));
+      if (path.find('/') == std::string::npos) break;
+    }
   }
-  std::ifstream v1("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  double most = 0.0;
-  return v1 >> most && v1_period >> period && most > 0.0 ? most / period : 0.0;
+  return least;
+}
+
+int environment_threads() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  const int given = text ? std::atoi(text) : 0;
+  return given > 0 ? given : 1 << 20;
 }
 
 thread_local int limit_of_thread = 0;
+thread_local bool in_a_call = false;
 
 }  // namespace
 
 int usable_threads() {
   static const double quota = quota_threads();
-  int threads = affinity_threads();
-  if (quota > 0.0) threads = std::min(threads, static_cast<int>(std::ceil(quota)));
-  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
-    if (const int given = std::atoi(text); given > 0) threads = std::min(threads, given);
-  }
+  static const int given = environment_threads();
+  int threads = std::min(affinity_threads(), given);
+  if (quota < threads) threads = static_cast<int>(std::ceil(quota));
   return std::max(1, threads);
 }
 
 void set_thread_limit(int limit) { limit_of_thread = std::max(0, limit); }
 
-int thread_limit() {
-  const int usable = usable_threads();
-  return limit_of_thread > 0 ? std::min(limit_of_thread, usable) : usable;
-}
-
 void run_tasks(int64_t count, Task task, const void* data) {
-  const int64_t workers = std::min<int64_t>(count, thread_limit()) - 1;
-  if (workers > 0 && pool().run(count, static_cast<int>(workers), task, data)) return;
+  if (count > 1 && !in_a_call) {
+    static const int usable = usable_threads();
+    const int threads = limit_of_thread > 0 ? limit_of_thread : usable;
+    const int workers = static_cast<int>(std::min<int64_t>(count, threads)) - 1;
+    in_a_call = true;
+    const bool done = workers > 0 && pool().run(count, workers, task, data);
+    in_a_call = false;
+    if (done) return;
+  }
   for (int64_t i = 0; i < count; ++i) task(data, i);
 }
 

@@ -6,6 +6,9 @@
 namespace qdengine::ops {
 namespace {
 
+// Of int8, of which a sum of the largest still fits int32.
+constexpr int64_t kMostWidth = 2147483647 / (127 * 127);
+
 // Whether a number is one of those that are multiplied.
 void number(const Check& check, const char* arg, const Tensor& t) {
   if (t.device != Device::cpu) check.fail(arg, "a tensor on the CPU", "one on another device");
@@ -34,6 +37,9 @@ int64_t packed_bytes(const Tensor& weight) {
   const Check check("packed_bytes");
   check.shape("weight", weight, {-1, -1});
   number(check, "weight", weight);
+  if (weight.dtype == DType::i8 && weight.dim(1) > kMostWidth) {
+    check.fail("weight", "at most " + std::to_string(kMostWidth) + " columns of int8", std::to_string(weight.dim(1)));
+  }
   return cpu_kernels().pack_linear({.columns = weight.dim(0), .width = weight.dim(1), .number = weight.dtype});
 }
 

@@ -44,7 +44,6 @@ def examine() -> dict[str, Any]:
         "amx": torch.cpu._is_amx_tile_supported(),
         "threads": ops.usable_threads() if native else torch.get_num_threads(),
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cgroup_cores": _cgroup_cores(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "compute_capability": list(torch.cuda.get_device_capability()) if gpu else None,
         "cuda_archs_built": native.get("cuda_archs"),
@@ -61,12 +60,3 @@ def _cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _cgroup_cores() -> float | None:
-    """The CPU limit of the control group, in cores; None for no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

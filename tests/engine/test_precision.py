@@ -109,6 +109,9 @@ def test_fused_head(bundles):
         with open_engine(bundles["llama"], backend=backend, fused_head=fused, lookahead=4) as engine:
             made.append(written(engine, [short, {**short, "temperature": 1.0}, {**short, "verbatim": True}]))
     assert made[0] == made[1]
+    long = {"query": "fox", "document": TEXT * 2, "max_new_tokens": 2}
+    with open_engine(bundles["llama"], backend="triton", fused_head=True, max_step_tokens=64) as engine:
+        assert written(engine, [long]), "a step of a chunk wants no row's logits"
 
 
 @needs_interpreter

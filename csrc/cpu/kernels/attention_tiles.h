@@ -37,9 +37,10 @@ void tile_product(const bf16* a, int64_t lda, const int32_t* b, int64_t groups, 
 
 // keys[16 panels][d], to [panels][groups][16] pairs, with zeros behind d.
 inline void lay_key_pairs(const bf16* const* keys, int64_t d, int64_t groups, int32_t* to, int64_t panels) {
-  const int64_t whole = d / 2 / kWidth * kWidth;
+  const int64_t whole = d % 2 ? 0 : d / 2 / kWidth * kWidth;  // rows of an odd width do not begin at a pair
   for (int64_t p = 0; p < panels; ++p, to += groups * 16) {
-    const float* const* rows = reinterpret_cast<const float* const*>(keys + p * 16);  // a pair is 32 bits that are only moved
+    const float* rows[16];  // a pair is 32 bits that are only moved
+    for (int64_t r = 0; r < 16; ++r) rows[r] = reinterpret_cast<const float*>(keys[p * 16 + r]);
     for (int64_t g = 0; g < whole; g += kWidth) transpose(rows, g, reinterpret_cast<float*>(to + g * 16), 16);
     for (int64_t g = whole; g < groups; ++g) {
       for (int64_t r = 0; r < 16; ++r) {

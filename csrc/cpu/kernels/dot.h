@@ -32,7 +32,10 @@ struct Int16Dot {
   using Unit = int32_t;
   static constexpr int kDepth = 2;
   static SReg load(const int8_t* b) {
-#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+#if defined(QDENGINE_ISA_generic) && defined(__SSE2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b));
+    return reinterpret_cast<SReg>(_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8));
+#elif defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
     return reinterpret_cast<SReg>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))));
 #elif defined(QDENGINE_ISA_avx2)
     return reinterpret_cast<SReg>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
@@ -44,6 +47,8 @@ struct Int16Dot {
     const IReg unit = IReg{} + a;
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
     return sum + reinterpret_cast<IReg>(_mm512_madd_epi16(reinterpret_cast<__m512i>(unit), reinterpret_cast<__m512i>(b)));
+#elif defined(QDENGINE_ISA_generic) && defined(__SSE2__)
+    return sum + reinterpret_cast<IReg>(_mm_madd_epi16(reinterpret_cast<__m128i>(unit), reinterpret_cast<__m128i>(b)));
 #elif defined(QDENGINE_ISA_avx2)
     return sum + reinterpret_cast<IReg>(_mm256_madd_epi16(reinterpret_cast<__m256i>(unit), reinterpret_cast<__m256i>(b)));
 #else

@@ -68,17 +68,21 @@ auto with_dot(DType number, F f) {
   return f(FloatDot<float>{}, float{});
 }
 
-// Memory of a thread, grown as needed and kept.
+// Memory of a thread, grown as needed and kept until the thread ends.
 void* thread_memory(int64_t bytes) {
-  static thread_local void* memory = nullptr;
-  static thread_local int64_t size = 0;
-  if (bytes > size) {
-    free(memory);
-    size = divide_up(bytes, 4096) * 4096;
-    memory = aligned_alloc(64, static_cast<size_t>(size));
-    if (!memory) abort();
+  struct Held {
+    void* memory = nullptr;
+    int64_t size = 0;
+    ~Held() { free(memory); }
+  };
+  static thread_local Held held;
+  if (bytes > held.size) {
+    free(held.memory);
+    held.size = divide_up(bytes, 4096) * 4096;
+    held.memory = aligned_alloc(64, static_cast<size_t>(held.size));
+    if (!held.memory) abort();
   }
-  return memory;
+  return held.memory;
 }
 
 // n <= depth numbers of a row to a unit; the rest of it is met by zeros of the column.
@@ -152,9 +156,10 @@ struct Writer {
   }
 };
 
-// The sums of some rows and panels, [rows][panels][16].
+// The sums of some rows and panels, [rows][panels][16]. One copy of it for all blocks: compiled for one of them alone, it might round
+// otherwise.
 template <class Dot>
-__attribute__((noinline)) void write_block(const Writer<Dot>& write, const void* sums, int64_t rows, int64_t panels, int64_t row,
+__attribute__((noinline, noipa)) void write_block(const Writer<Dot>& write, const void* sums, int64_t rows, int64_t panels, int64_t row,
                                            int64_t panel) {
   using Sums = typename Dot::Sums;
   const Sums* next = static_cast<const Sums*>(sums);
@@ -313,15 +318,15 @@ void pack(const PackLinearArgs& a, const Packed<Dot>& packed) {
     for (int64_t column = 0; column < kPanel; ++column) {
       const int64_t at = p * kPanel + column;
       const X* from = static_cast<const X*>(a.weight) + at * a.weight_stride;
-      int32_t sum = 0;
+      uint32_t sum = 0;
       for (int64_t k = 0; k < packed.groups * Dot::kDepth; ++k) {
         const X number = at < a.columns && k < a.width ? from[k] : X{};
         __builtin_memcpy(to + (k / Dot::kDepth * kPanel + column) * Dot::kDepth + k % Dot::kDepth, &number, sizeof number);
-        if constexpr (Packed<Dot>::kEightBit) sum += number;
+        if constexpr (Packed<Dot>::kEightBit) sum += static_cast<uint32_t>(number);
       }
       if constexpr (Packed<Dot>::kEightBit) {
         packed.scales(a.packed)[at] = at < a.columns ? a.scales[at] : 0.0f;
-        packed.excess(a.packed)[at] = 128 * sum;
+        packed.excess(a.packed)[at] = static_cast<int32_t>(128u * sum);
       }
     }
   });

@@ -133,11 +133,15 @@ struct Scratch {
   attention::Partial whole[kMaxRows], split[kMaxRows];
 };
 
-// Per thread, allocated once: some MiB, of which a common shape touches a few hundred KiB.
+// Per thread: some MiB, of which a common shape touches a few hundred KiB.
 template <class Products>
 Scratch<Products>& scratch() {
-  static thread_local Scratch<Products>* buffers = new Scratch<Products>;
-  return *buffers;
+  struct Held {
+    Scratch<Products>* buffers = new Scratch<Products>;
+    ~Held() { delete buffers; }
+  };
+  static thread_local Held held;
+  return *held.buffers;
 }
 
 template <class Products>

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -64,14 +65,15 @@ class Engine:
         dtype = getattr(torch, self.precision if number is None else _precision("auto", self.device))
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
-        decoder = Decoder(
-            shape, checkpoint.weights(), table, dtype, self.device, number,
-            self.config.batch_invariant, self.config.fused_head,
-        )  # fmt: skip
+        self.backend = table.backend
+        with self._threads_limited():
+            decoder = Decoder(
+                shape, checkpoint.weights(), table, dtype, self.device, number,
+                self.config.batch_invariant, self.config.fused_head,
+            )  # fmt: skip
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
         cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device, self.config.kv_dtype)
-        self.backend = table.backend
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)
         self._flight: Flight | None = None  # the step on its way, where steps are planned ahead
@@ -112,6 +114,17 @@ class Engine:
                 f"there is no memory for steps of EngineConfig.max_step_tokens = {self._max_step_tokens}, "
                 f"max_sequences = {self._max_sequences} and lookahead = {config.lookahead}; lower them, or kv_bytes"
             ) from error
+
+    @contextmanager
+    def _threads_limited(self) -> Iterator[None]:
+        if self.backend != "cpu":
+            yield
+            return
+        ops.set_thread_limit(self.threads)
+        try:
+            yield
+        finally:
+            ops.set_thread_limit(0)
 
     @property
     def threads(self) -> int:
@@ -261,9 +274,8 @@ class Engine:
                 self._end(self._ended)
                 return
             try:
-                if self.backend == "cpu":  # of the thread that steps, whoever that is
-                    ops.set_thread_limit(self.config.threads or 0)
-                self._step()
+                with self._threads_limited():  # of the thread that steps, whoever that is
+                    self._step()
             except Exception as error:
                 self._fail(error)
             except BaseException:

@@ -135,7 +135,7 @@ class Decoder:
             if i == last:  # behind the last attention only the wanted rows matter
                 mixed, residual = self._take(mixed, step.rows), self._take(residual, step.rows)
                 if len(step.rows) == 0:
-                    return residual.new_empty(0, self.config.vocab_size)
+                    return self.head.nothing(residual)
             x = layer.norm2.add(residual, layer.out(*self._quantize(mixed)))
             x = (self.norm if i == last else self.layers[i + 1].norm1).add(
                 residual, layer.down(*self._activate(layer.up(*x)))

@@ -36,6 +36,10 @@ class Head:
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         return x if self._fused else self._linear(x, scales)
 
+    def nothing(self, rows: Tensor) -> Tensor:
+        """What is kept of no rows, [0, E]."""
+        return rows if self._fused else rows.new_empty(0, len(self._weight))
+
     def logits(self, kept: Tensor) -> Tensor:
         """[R, V], in the weight's dtype."""
         return self._linear(kept) if self._fused else kept
