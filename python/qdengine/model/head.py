@@ -37,7 +37,7 @@ class Head:
         return x if self._fused else self._linear(x, scales)
 
     def nothing(self, rows: Tensor) -> Tensor:
-        """What is kept of no rows, [0, E]."""
+        """What is kept of no rows: [0, V], or fused [0, E]."""
         return rows if self._fused else rows.new_empty(0, len(self._weight))
 
     def logits(self, kept: Tensor) -> Tensor:
