@@ -18,7 +18,8 @@ import torch
 from qdengine import Engine, EngineConfig
 from qdengine.config import DEFAULT_STUDENT
 from qdengine.errors import StudentError
-from qdengine.model.decoder import Decoder, StepInputs
+from qdengine.model.decoder import Decoder
+from qdengine.model.layers import StepInputs
 
 PAGES = [
     page.read_text("utf-8") for page in sorted((Path(__file__).parent.parent / "examples" / "pages").glob("*.txt"))

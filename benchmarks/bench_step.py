@@ -17,8 +17,9 @@ from bench_ops import CONTEXT, attention_work
 from common import BACKENDS, DTYPES, SHAPE, device_of, facts, paged, timed, write
 from limits import Work, limit, matrices, named, product_flops
 from qdengine import ops
-from qdengine.model.decoder import Decoder, StepInputs
+from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
+from qdengine.model.layers import StepInputs
 from qdengine.model.reference import ReferenceModel
 from tqdm import tqdm
 

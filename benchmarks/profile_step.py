@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import click
@@ -26,42 +26,12 @@ from qdengine.model.linear import PackedLinear
 from tqdm import tqdm
 
 CPU = torch.device("cpu")
-PARTS = {"rope_append": "elementwise", "paged_attention": "attention"}  # of an op; of the rest "elementwise" too
-LAYERS = ("qkv", "out", "up", "down")
 PRECISIONS = {
     "float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "int8": (torch.float32, torch.int8),
 }  # fmt: skip
 
 
-class Clock:
-    """Seconds and calls of what it wraps, by part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.calls: dict[str, int] = defaultdict(int)
-
-    def wrap(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            begin = time.perf_counter()
-            result = call(*args)
-            self.seconds[part] += time.perf_counter() - begin
-            self.calls[part] += 1
-            return result
-
-        return wrapped
-
-    def decoder(self, random: dict[str, torch.Tensor], precision: str) -> Decoder:
-        dtype, number = PRECISIONS[precision]
-        table = ops.load("cpu")
-        wrapped = {name: self.wrap(PARTS.get(name, "elementwise"), getattr(table, name)) for name in ops.OPS}
-        made = Decoder(SHAPE, random, ops.OpTable("cpu", **wrapped), dtype, CPU, number)
-        for layer in made.layers:
-            for name in LAYERS:
-                setattr(layer, name, self.wrap("layers' products", getattr(layer, name)))
-        made.head._linear = self.wrap("head", made.head._linear)
-        return made
-
-
+@cache
 def product_rate(precision: str) -> float:
     """Operations/s of a large product alone."""
     dtype, number = PRECISIONS[precision]
@@ -74,6 +44,7 @@ def product_rate(precision: str) -> float:
     return 2 * 1024 * SHAPE.ffn_width**2 / timed(layer, (x, scales), CPU, 0.5)
 
 
+@cache
 def bandwidth() -> float:
     """Bytes/s that a copy of 128 MB reads and writes."""
     source = torch.zeros(32 << 20)
@@ -81,63 +52,72 @@ def bandwidth() -> float:
     return 2 * source.numel() * 4 / timed(target.copy_, (source,), CPU, 0.5)
 
 
-def elementwise_bytes(tokens: int, rows: int, element: int, number: int) -> float:
-    """Of the ops between products, inputs and outputs once each; of a row in 8 bits `number` is 1."""
-    width, ffn = SHAPE.width, SHAPE.ffn_width
+def elementwise_bytes(tokens: int, rows: int, element: int, number: int) -> dict[str, float]:
+    """Of each op between products, its inputs and outputs once; of a row in 8 bits `number` is 1."""
+    width, ffn, layers = SHAPE.width, SHAPE.ffn_width, SHAPE.layers * tokens
     qkv = (SHAPE.heads + 2 * SHAPE.kv_heads) * SHAPE.head_width
-    norms = 2 * (3 * width * element + width * number)  # x, residual in and out, and the result
-    quantized = width * (element + number) if number != element else 0
-    layer = norms + 2 * qkv * element + 2 * ffn * element + ffn * number + quantized
-    return SHAPE.layers * tokens * layer + rows * SHAPE.vocab_size * element
+    return {
+        "take_rows": 2 * tokens * width * element,
+        "norm": 2 * layers * width * (3 * element + number),  # x, residual in and out, and the result
+        "rope_append": 2 * layers * qkv * element,
+        "activation": layers * ffn * (2 * element + number),
+        "quantize": layers * width * (element + number) if number != element else 0,
+        "argmax": rows * SHAPE.vocab_size * element,
+    }
 
 
+@torch.inference_mode()
 def profile(precision: str, step: str, random: dict[str, torch.Tensor], passes: int) -> list[dict[str, Any]]:
-    dtype, _ = PRECISIONS[precision]
-    clock = Clock()
-    decoder = clock.decoder(random, precision)
+    dtype, number = PRECISIONS[precision]
+    decoder = Decoder(SHAPE, random, ops.load("cpu"), dtype, CPU, number)
     inputs, blocks = inputs_of(step, CPU)
-    cache = KVCache(SHAPE, blocks * 16 * 2 * SHAPE.layers * SHAPE.kv_heads * SHAPE.head_width * 4, 16, dtype, CPU)
+    memory = KVCache(SHAPE, blocks * 16 * 2 * SHAPE.layers * SHAPE.kv_heads * SHAPE.head_width * 4, 16, dtype, CPU)
     sampled = torch.empty(len(inputs.rows), dtype=torch.int32)
+    parts: dict[str, float] = defaultdict(float)
 
     def forward() -> None:
-        decoder.head.argmax(sampled, decoder.forward(inputs, cache))
+        times = [time.perf_counter()]
+        x = decoder.layers(inputs, memory)
+        times.append(time.perf_counter())
+        logits = decoder.head(*x)
+        times.append(time.perf_counter())
+        decoder.head.argmax(sampled, logits)
+        times.append(time.perf_counter())
+        for part, begin, end in zip(("layers", "head", "argmax"), times[:-1], times[1:], strict=True):
+            parts[part] += end - begin
 
     forward()
-    clock.seconds.clear(), clock.calls.clear()
-    begin = time.perf_counter()
+    parts.clear()
+    before = dict(decoder.layers.seconds())
     for _ in range(passes):
         forward()
-    whole = time.perf_counter() - begin
-    clock.seconds["Python, copies of rows"] = whole - sum(clock.seconds.values())
-    return [part | {"precision": precision, "step": step} for part in parts(clock, inputs, precision, passes, whole)]
+    whole = sum(parts.values())
+    ops_seconds = {op: seconds - before[op] for op, seconds in decoder.layers.seconds()}
+    parts["dispatch"] = parts.pop("layers") - sum(ops_seconds.values())
+    parts |= {op: seconds for op, seconds in ops_seconds.items() if seconds}
+    floors = floors_of(precision, step, len(inputs.ids), len(inputs.rows))
+    made = []
+    for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
+        size, flops, rate = floors.get(part, (0.0, 0.0, 1.0))
+        found = {"precision": precision, "step": step, "part": part, "ms": 1e3 * seconds / passes}
+        floor = 1e3 * max(flops / rate, size / bandwidth())
+        made.append(found | {"share": seconds / whole, "bytes": size, "flops": flops, "floor_ms": floor})
+    return made
 
 
-def parts(clock: Clock, inputs: Any, precision: str, passes: int, whole: float) -> list[dict[str, Any]]:
+def floors_of(precision: str, step: str, tokens: int, rows: int) -> dict[str, tuple[float, float, float]]:
+    """Of every part its bytes, its operations, and how many of those a second there can be."""
     dtype, number = PRECISIONS[precision]
     element, stored = dtype.itemsize, (number or dtype).itemsize
-    tokens, rows = len(inputs.ids), len(inputs.rows)
-    step = f"{len(inputs.kv_lens)}x{tokens // len(inputs.kv_lens)}"
     layers, head, attention = work_of(step, rows, element)
-    rate, wide, memory = product_rate(precision), product_rate("float32"), bandwidth()
+    rate, wide = product_rate(precision), product_rate("float32")
     if precision == "bfloat16" and facts()["isa"] == "amx":  # else attention multiplies in float32
         wide = rate
-    work = {
-        "layers' products": (matrices(SHAPE) * stored, layers.flops, rate),
+    return {
+        "linear": (matrices(SHAPE) * stored, layers.flops, rate),
         "head": (SHAPE.width * SHAPE.vocab_size * stored, head.flops, rate),
-        "attention": (attention.bytes, attention.flops, wide),
-        "elementwise": (elementwise_bytes(tokens, rows, element, stored), 0.0, rate),
-    }
-    made = []
-    for part, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
-        size, flops, speed = work.get(part, (0.0, 0.0, rate))
-        made.append(
-            {
-                "part": part, "calls": clock.calls[part] // passes, "ms": 1e3 * seconds / passes,
-                "share": seconds / whole, "bytes": size, "flops": flops,
-                "floor_ms": 1e3 * max(flops / speed, size / memory),
-            }
-        )  # fmt: skip
-    return made
+        "paged_attention": (attention.bytes, attention.flops, wide),
+    } | {op: (size, 0.0, rate) for op, size in elementwise_bytes(tokens, rows, element, stored).items()}
 
 
 @click.command()
@@ -153,12 +133,10 @@ def main(steps: tuple[str, ...], precisions: tuple[str, ...], passes: int, out: 
     for precision in precisions:
         for step in tqdm(steps, desc=precision, unit="step", disable=None):
             found += profile(precision, step, random, passes)
-    click.echo(
-        "| precision, step | part | calls | ms | share | GFLOP | MB | floor, ms |\n|---|---|---|---|---|---|---|---|"
-    )
+    click.echo("| precision, step | part | ms | share | GFLOP | MB | floor, ms |\n|---|---|---|---|---|---|---|")
     for row in found:
         work = f"{row['flops'] / 1e9:.1f} | {row['bytes'] / 1e6:.0f} | {row['floor_ms']:.1f}"
-        spent = f"{row['calls']} | {row['ms']:.1f} | {row['share']:.0%}"
+        spent = f"{row['ms']:.2f} | {row['share']:.1%}"
         click.echo(f"| {row['precision']}, {row['step']} | {row['part']} | {spent} | {work} |")
     write(facts() | {"rows": found}, out)
 

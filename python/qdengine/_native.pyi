@@ -1,5 +1,6 @@
 """The compiled ops. What each computes, with shapes and dtypes: `qdengine.ops.reference`."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor
@@ -127,12 +128,30 @@ def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: 
     """out = x weight^T + bias. x: [T, E] of the weight's dtype, of int8 with scales, float32 [T]; out: [T, F], float32
     or bfloat16, which bias [F] has as well."""
 
-def take_rows(out: Tensor, table: Tensor, ids: Tensor) -> None:
-    """out[t] = table[ids[t]]. table: [V, E], float32 or bfloat16; ids: int32 [T]; out: [T, E] of the table's dtype."""
-
 def usable_threads() -> int:
     """Threads that this process may keep busy: of its affinity mask, its control group's quota and
     OMP_NUM_THREADS."""
 
 def set_thread_limit(limit: int) -> None:
     """Most threads of the CPU ops that this thread calls; 0: all that are usable."""
+
+class Layers:
+    """A decoder on a CPU from its tables to its last norm; the caller keeps the tensors. embed: [V, E]; places: [C, E]
+    or None; cos, sin: float32 [C, D / 2] or None; layers: of each weight and bias of norm1, qkv, out, norm2, up and
+    down, matrices packed, then q_norm and k_norm."""
+
+    def __init__(
+        self, heads: int, kv_heads: int, head_width: int, ffn_width: int, gated: bool, int8: bool, eps: float,
+        embed: Tensor, places: Tensor | None, cos: Tensor | None, sin: Tensor | None,
+        layers: Sequence[Sequence[Tensor | None]], norm: Tensor, norm_bias: Tensor | None,
+    ) -> None: ...  # fmt: skip
+    def forward(
+        self, out: Tensor, scales: Tensor | None, ids: Tensor, positions: Tensor, slots: Tensor, rows: Tensor,
+        block_tables: Tensor, kv_lens: Tensor, q_indptr: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor],
+        key_scales: Sequence[Tensor | None], value_scales: Sequence[Tensor | None],
+    ) -> None:  # fmt: skip
+        """The last norm of `rows` to out [R, E], in the tables' dtype or int8 with scales, float32 [R]; keys and values
+        of all tokens to the caches, one for every layer."""
+
+    def seconds(self) -> list[tuple[str, float]]:
+        """Spent since it was made, by op."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.decoder import Decoder, StepInputs
+from ..model.decoder import Decoder
 from ..model.kv_cache import KVCache
+from ..model.layers import StepInputs
 from .graphs import Buckets, Graphs
 from .mirror import Mirror, Staging
 from .sampling import sample

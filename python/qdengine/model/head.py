@@ -38,7 +38,7 @@ class Head:
 
     def nothing(self, rows: Tensor) -> Tensor:
         """What is kept of no rows: [0, V], or fused [0, E]."""
-        return rows if self._fused else rows.new_empty(0, len(self._weight))
+        return rows if self._fused else self._weight.new_empty(0, len(self._weight))
 
     def logits(self, kept: Tensor) -> Tensor:
         """[R, V], in the weight's dtype."""

@@ -1,6 +1,6 @@
 """The compiled ops (csrc/), for CPU and CUDA tensors. Same names and signatures as `qdengine.ops.reference`.
 
-Of a CPU alone, for `model.linear`: `linear` over packed weights, `take_rows`; and its threads.
+Of a CPU alone, for `model.linear`: `linear` over packed weights, `Layers`; and its threads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from ..errors import BackendError
 
 try:
     from .._native import (
+        Layers,
         add_layer_norm,
         add_rms_norm,
         admit_rows,
@@ -32,7 +33,6 @@ try:
         rope_append,
         set_thread_limit,
         silu_mul,
-        take_rows,
         usable_threads,
         verify_draft,
     )
@@ -63,6 +63,7 @@ def require_cuda() -> None:
 
 
 __all__ = [
+    "Layers",
     "add_layer_norm",
     "add_rms_norm",
     "admit_rows",
@@ -86,7 +87,6 @@ __all__ = [
     "rope_append",
     "set_thread_limit",
     "silu_mul",
-    "take_rows",
     "usable_threads",
     "verify_draft",
 ]

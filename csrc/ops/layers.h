@@ -1,0 +1,91 @@
+// All layers of a decoder on a CPU in one call. Op by op from Python, as on other backends, dispatch and fresh memory for every
+// result take 5% of a short step, and more where products are fast; here results lie in memory that is kept.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qdengine/tensor.h"
+
+namespace qdengine::ops {
+
+// bias: of a layer norm; none: RMS norm.
+struct Norm {
+  Tensor weight;
+  OptionalTensor bias;
+};
+
+// packed: by pack_linear.
+struct Product {
+  Tensor packed;
+  OptionalTensor bias;
+};
+
+struct Layer {
+  Norm norm1, norm2;
+  Product qkv, out, up, down;
+  OptionalTensor q_norm, k_norm;
+};
+
+struct DecoderShape {
+  int64_t heads, kv_heads, head_width, ffn_width;
+  bool gated;  // silu_mul of an `up` of twice the width; else gelu
+  bool int8;   // what the products take; else the dtype of the tables
+  double eps;
+};
+
+// What is the same in all layers of a forward pass; see StepInputs of python/qdengine/model/decoder.py.
+struct Step {
+  Tensor ids, positions, slots, rows, block_tables, kv_lens, q_indptr;
+};
+
+// For every layer.
+struct Caches {
+  std::vector<Tensor> keys, values;
+  std::vector<OptionalTensor> key_scales, value_scales;
+};
+
+// Tensors are views: who makes one keeps their owners.
+class Layers {
+ public:
+  Layers(const DecoderShape& shape, const Tensor& embed, const OptionalTensor& places, const OptionalTensor& cos,
+         const OptionalTensor& sin, std::vector<Layer> layers, const Norm& last);
+
+  // Keys and values of all tokens to the caches, and the last norm of step.rows to out, [R, E] in the tables' dtype or int8 with scales.
+  void forward(const Tensor& out, const OptionalTensor& scales, const Step& step, const Caches& caches);
+
+  // Spent since it was made, by op.
+  std::vector<std::pair<std::string, double>> seconds() const;
+
+ private:
+  enum Op { kTakeRows, kNorm, kLinear, kRopeAppend, kPagedAttention, kActivation, kQuantize, kOps };
+  struct Free {
+    void operator()(void* p) const;
+  };
+  struct Results;
+
+  template <class F>
+  void run(Op op, F f);
+  Results results(int64_t tokens);
+  void normalise(const Norm& norm, const Tensor& out, const OptionalTensor& scales, const Tensor& residual, const Tensor* added);
+  void multiply(const Product& product, const Tensor& out, const Tensor& x, const OptionalTensor& scales);
+  void attend(size_t layer, const Results& to, const Step& step, const Caches& caches);
+  void feed(const Layer& layer, const Results& to, int64_t rows);
+  void take(const Tensor& out, const Tensor& table, const Tensor& ids);
+
+  DecoderShape shape_;
+  Tensor embed_;
+  OptionalTensor places_, cos_, sin_;
+  std::vector<Layer> layers_;
+  Norm last_;
+  std::mutex mutex_;  // of the memory
+  std::unique_ptr<void, Free> memory_;
+  int64_t bytes_ = 0;
+  std::array<double, kOps> seconds_{};
+};
+
+}  // namespace qdengine::ops

@@ -1,0 +1,79 @@
+"""The layers of a decoder in one call of the extension, beside the same ops one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qdengine import checkpoint, ops
+from qdengine.model import layers
+from qdengine.model.decoder import Decoder
+from qdengine.model.kv_cache import KVCache
+from qdengine.model.layers import StepInputs
+from tiny import FAMILIES, tiny_hf_folder
+
+CPU = torch.device("cpu")
+NUMBERS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "int8": (torch.float32, torch.int8)}
+
+
+def inputs(lens: list[int], rows: list[int], vocab: int) -> StepInputs:
+    """Of sequences that begin with this step, in blocks of 16 that follow each other."""
+    ends = torch.tensor([0, *lens]).cumsum(0).int()
+    blocks = [-(-n // 16) for n in lens]
+    table = torch.zeros(len(lens), max(blocks), dtype=torch.int32)
+    slots = []
+    for i, (n, count) in enumerate(zip(lens, blocks, strict=True)):
+        first = sum(blocks[:i])
+        table[i, :count] = torch.arange(first, first + count)
+        slots.append(16 * first + torch.arange(n, dtype=torch.int32))
+    positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lens])
+    ids = torch.randint(0, vocab, (int(ends[-1]),), generator=torch.Generator().manual_seed(2)).int()
+    return StepInputs(
+        ids, positions, torch.cat(slots).int(), table, torch.tensor(lens).int(), ends, torch.tensor(rows).int()
+    )
+
+
+@pytest.fixture(params=[(family, number) for family in FAMILIES for number in NUMBERS], ids="-".join)
+def decoder(request, tmp_path) -> Decoder:
+    family, precision = request.param
+    loaded = checkpoint.load(tiny_hf_folder(tmp_path, family))
+    dtype, number = NUMBERS[precision]
+    return Decoder(loaded.config, loaded.weights(), ops.load("cpu"), dtype, CPU, number)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 36, 1, 37], []], ids=len)
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_one_call_is_its_ops_to_the_bit(decoder, rows, kv_dtype):
+    step, made = inputs([37, 1, 20], rows, decoder.config.vocab_size), []
+    for run in (decoder.layers, decoder.layers.parts):
+        cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU, kv_dtype)
+        x, scales = run(step, cache)
+        blocks = [keys[:6].flatten(0, 1)[step.slots] for keys in (*cache.keys, *cache.values)]
+        made.append([x, *blocks] + ([] if scales is None else [scales]))
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+    assert decoder.head.logits(decoder.forward(step, cache)).shape == (len(rows), decoder.config.vocab_size)
+
+
+def test_memory_of_a_long_step_serves_a_short_one(decoder):
+    cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU)
+    short, long = inputs([3], [2], decoder.config.vocab_size), inputs([60], [59], decoder.config.vocab_size)
+    first = decoder.forward(short, cache)
+    decoder.forward(long, cache)
+    assert torch.equal(decoder.forward(short, cache), first)
+    assert all(seconds > 0 for op, seconds in decoder.layers.seconds() if op != "quantize")
+
+
+def test_what_it_does_not_take(decoder):
+    cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU)
+    step = inputs([3], [2], decoder.config.vocab_size)
+    cache.keys.pop()
+    with pytest.raises(ValueError, match=r"Layers.forward: keys: expected caches of \d+ layers"):
+        decoder.forward(step, cache)
+    step.rows = torch.tensor([3], dtype=torch.int32)
+    with pytest.raises(ValueError, match="rows of the table"):
+        decoder.forward(step, KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU))
+
+
+def test_other_backends_go_op_by_op(tmp_path):
+    loaded = checkpoint.load(tiny_hf_folder(tmp_path, "llama"))
+    decoder = Decoder(loaded.config, loaded.weights(), ops.load("reference"), torch.float32, CPU)
+    assert isinstance(decoder.layers, layers.Layers)
