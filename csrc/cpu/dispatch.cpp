@@ -27,6 +27,7 @@ QDENGINE_DECLARE(QDENGINE_EMULATED)
 QDENGINE_DECLARE(generic)
 #ifdef __x86_64__
 QDENGINE_DECLARE(avx2)
+QDENGINE_DECLARE(avx2_vnni)
 QDENGINE_DECLARE(avx512)
 QDENGINE_DECLARE(avx512_vnni)
 QDENGINE_DECLARE(avx512_bf16)
@@ -78,6 +79,7 @@ std::vector<Choice> choices() {
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
   all.push_back({&avx2::table, avx2});
+  all.push_back({&avx2_vnni::table, avx2 && __builtin_cpu_supports("avxvnni")});
   all.push_back({&avx512::table, avx512});
   all.push_back({&avx512_vnni::table, vnni});
   all.push_back({&avx512_bf16::table, bf16});
@@ -96,7 +98,7 @@ const Kernels& resolve() {
       if (!take(choice)) throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": this CPU does not have it");
       return *choice.table;
     }
-    throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": expected generic, avx2, avx512, avx512_vnni, avx512_bf16 or amx");
+    throw std::runtime_error(std::string("QDENGINE_ISA=") + forced + ": expected generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 or amx");
   }
   auto best = all.rbegin();
   while (!take(*best)) ++best;

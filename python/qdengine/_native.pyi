@@ -9,6 +9,7 @@ class _BuildInfo(TypedDict):
     version: str
     isas: list[str]
     isa: str
+    largest_weight: int
     cuda: bool
     cuda_archs: list[str]
 
@@ -122,7 +123,8 @@ def packed_bytes(weight: Tensor) -> int:
 
 def pack_linear(packed: Tensor, weight: Tensor, weight_scales: Tensor | None) -> None:
     """Lays a weight [F, E] out for this instruction set. packed: uint8 [packed_bytes(weight)]; weight_scales:
-    float32 [F] of int8, else None."""
+    float32 [F] of int8, else None. Of an int8 w it keeps round(w largest / 127), `largest_weight` of `build_info`: AVX2
+    and AVX-512 without VNNI multiply weights of 7 bits."""
 
 def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: Tensor | None) -> None:
     """out = x weight^T + bias. x: [T, E] of the weight's dtype, of int8 with scales, float32 [T]; out: [T, F], float32

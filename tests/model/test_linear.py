@@ -33,6 +33,14 @@ def int8(x: torch.Tensor, number: torch.dtype = torch.int8) -> tuple[torch.Tenso
     return numbers, scales
 
 
+LARGEST = native.build_info()["largest_weight"]
+
+
+def kept(weight: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of an int8 weight, what the packed product multiplies."""
+    return (weight.double() * (LARGEST / 127)).round().to(torch.int8), scales * (127 / LARGEST)
+
+
 def truth(
     x: tuple[torch.Tensor, torch.Tensor], weight: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor | None
 ) -> torch.Tensor:
@@ -60,7 +68,7 @@ def test_packed_rows_are_the_same_for_any_number_of_them(shape, number, dtype, b
         want = x[0].double() @ weight.double().T + (0 if bias is None else bias.double())
     else:
         x = int8(x[0])
-        want = truth(x, int8(weight), bias)
+        want = truth(x, kept(*int8(weight)), bias)
     whole = layer(*x)
     assert whole.dtype == dtype
     assert_near(whole, want)
@@ -82,7 +90,7 @@ def test_packed_sums_of_the_largest_numbers_are_exact(width):
         native.pack_linear(packed, weight, torch.ones(33))
         out = torch.empty(17, 33)
         native.linear(out, x, torch.ones(17), packed, None)
-        assert (out == -127 * 127 * sign * width).all()
+        assert (out == -127 * LARGEST * sign * width * torch.tensor(127 / LARGEST)).all()
 
 
 def test_packed_rows_may_be_views():
@@ -96,7 +104,8 @@ def test_packed_rows_may_be_views():
         x = random(torch.float32, 9, 80).mul(20).to(dtype)[:, 3:73]
         out = torch.empty(9, 60)[:, 5:55] if dtype != torch.bfloat16 else torch.empty(9, 60, dtype=dtype)[:, 5:55]
         native.linear(out, x, torch.ones(9) if dtype == torch.int8 else None, packed, None)
-        assert_near(out, x.double() @ weight.double().T)
+        multiplied, factors = kept(weight, torch.ones(50)) if dtype == torch.int8 else (weight, torch.ones(50))
+        assert_near(out, x.double() @ (multiplied.double() * factors.double()[:, None]).T)
 
 
 PACKED = torch.empty(native.packed_bytes(torch.empty(32, 64)), dtype=torch.uint8)

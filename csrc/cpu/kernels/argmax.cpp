@@ -7,16 +7,28 @@ namespace {
 template <class T>
 int32_t row_argmax(const T* logits, int64_t vocab) {
   const float lowest = -__builtin_inff();
-  Vec best = splat(lowest);
-  IVec where = {}, lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const int64_t whole = vocab / kLanes * kLanes;
-  IVec at = lane;
-  for (int64_t i = 0; i < whole; i += kLanes, at += kLanes) {
-    const Vec x = load(logits + i);
-    const IVec better = x > best;
-    best = better ? x : best;
-    where = better ? at : where;
+  Reg best_of[kRegs];
+  IReg where_of[kRegs], at_of[kRegs];
+  for (int j = 0; j < kRegs; ++j) {
+    best_of[j] = splat_reg(lowest);
+    where_of[j] = IReg{};
+    for (int i = 0; i < kWidth; ++i) at_of[j][i] = j * kWidth + i;
   }
+  const int64_t whole = vocab / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegs; ++j) {
+      const Reg x = load_reg(logits + i + j * kWidth);
+      const IReg better = x > best_of[j];
+      best_of[j] = better ? x : best_of[j];
+      where_of[j] = better ? at_of[j] : where_of[j];
+      at_of[j] += kLanes;
+    }
+  }
+  float best[kLanes];
+  int32_t where[kLanes];
+  __builtin_memcpy(best, best_of, sizeof best);
+  __builtin_memcpy(where, where_of, sizeof where);
   float value = lowest;
   int32_t id = 0;
   bool found = false;

@@ -24,7 +24,7 @@ struct FloatDot {
   static Reg add(Reg sum, float a, Reg b) { return sum + b * a; }
 };
 
-// int8, in pairs of int16: exact, and twice float32's rate where there is nothing better.
+// int8, in pairs of int16.
 struct Int16Dot {
   using B = int8_t;
   using Sum = IReg;
@@ -35,22 +35,14 @@ struct Int16Dot {
 #if defined(QDENGINE_ISA_generic) && defined(__SSE2__)
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b));
     return reinterpret_cast<SReg>(_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8));
-#elif defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
-    return reinterpret_cast<SReg>(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))));
-#elif defined(QDENGINE_ISA_avx2)
-    return reinterpret_cast<SReg>(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b))));
 #else
     return __builtin_convertvector(*reinterpret_cast<const BReg2*>(b), SReg);
 #endif
   }
   static IReg add(IReg sum, int32_t a, SReg b) {
     const IReg unit = IReg{} + a;
-#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
-    return sum + reinterpret_cast<IReg>(_mm512_madd_epi16(reinterpret_cast<__m512i>(unit), reinterpret_cast<__m512i>(b)));
-#elif defined(QDENGINE_ISA_generic) && defined(__SSE2__)
+#if defined(QDENGINE_ISA_generic) && defined(__SSE2__)
     return sum + reinterpret_cast<IReg>(_mm_madd_epi16(reinterpret_cast<__m128i>(unit), reinterpret_cast<__m128i>(b)));
-#elif defined(QDENGINE_ISA_avx2)
-    return sum + reinterpret_cast<IReg>(_mm256_madd_epi16(reinterpret_cast<__m256i>(unit), reinterpret_cast<__m256i>(b)));
 #else
     const IReg pairs = reinterpret_cast<IReg>(b);  // the odd number of a lane is its upper half
     return sum + (unit << 16 >> 16) * (pairs << 16 >> 16) + (unit >> 16) * (pairs >> 16);
@@ -58,23 +50,35 @@ struct Int16Dot {
   }
 };
 
-#if defined(QDENGINE_ISA_avx512_vnni)
-// int8 in fours; `a` unsigned, that is with 128 added, which a column's sum times 128 takes off again.
-struct VnniDot {
+#if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)
+// int8 in fours; `a` unsigned, that is with 128 added, which a column's sum times 128 takes off again. Without VNNI the sum of two
+// products is in 16 bits, which saturate: then a weight has 7 bits, and no sum can.
+struct FourDot {
   using B = int8_t;
   using Sum = IReg;
   using Sums = IVec;
   using Unit = int32_t;
   static constexpr int kDepth = 4;
-  static IReg load(const int8_t* b) { return *reinterpret_cast<const IReg*>(b); }
-  static IReg add(IReg sum, int32_t a, IReg b) {
+  static const IReg* load(const int8_t* b) { return reinterpret_cast<const IReg*>(b); }
+  static IReg add(IReg sum, int32_t a, const IReg* column) {
+    const IReg& b = *column;
     const IReg unit = IReg{} + a;
 #if defined(QDENGINE_EMULATED)
     for (int i = 0; i < 32; i += 8) sum += ((unit >> i) & 0xFF) * (b << (24 - i) >> 24);
     return sum;
-#else
+#elif defined(QDENGINE_ISA_avx512_vnni)
     return reinterpret_cast<IReg>(_mm512_dpbusd_epi32(
         reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(unit), reinterpret_cast<__m512i>(b)));
+#elif defined(QDENGINE_ISA_avx2_vnni)
+    return reinterpret_cast<IReg>(_mm256_dpbusd_avx_epi32(
+        reinterpret_cast<__m256i>(sum), reinterpret_cast<__m256i>(unit), reinterpret_cast<__m256i>(b)));
+#elif defined(QDENGINE_ISA_avx512)
+    const __m512i pairs = _mm512_maddubs_epi16(reinterpret_cast<__m512i>(unit), reinterpret_cast<__m512i>(b));
+    return sum + reinterpret_cast<IReg>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#else
+    __m256i pairs;  // the column from memory: in registers there is no place for it beside the sums
+    asm("vpmaddubsw %2, %1, %0" : "=x"(pairs) : "x"(unit), "m"(b));
+    return sum + reinterpret_cast<IReg>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
   }
 };
@@ -103,10 +107,16 @@ struct Bf16Dot {
 };
 #endif
 
-#if defined(QDENGINE_ISA_avx512_vnni)
-using Int8Dot = VnniDot;
+#if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)
+using Int8Dot = FourDot;
 #else
 using Int8Dot = Int16Dot;
+#endif
+// The largest int8 weight that is multiplied.
+#if defined(QDENGINE_ISA_generic) || defined(QDENGINE_ISA_avx2_vnni) || defined(QDENGINE_ISA_avx512_vnni)
+constexpr int kLargestWeight = 127;
+#else
+constexpr int kLargestWeight = 63;
 #endif
 #if defined(QDENGINE_ISA_avx512_bf16)
 using BfloatDot = Bf16Dot;

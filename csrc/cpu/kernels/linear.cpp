@@ -30,7 +30,7 @@ constexpr int64_t kGroups = kTileRows;
 constexpr bool kTiles = false;
 constexpr int64_t kGroups = 1;
 #endif
-// Whether a row's int8 numbers have 128 added, as VNNI takes them; AMX multiplies signed ones.
+// Whether a row's int8 numbers have 128 added; AMX multiplies signed ones.
 constexpr bool kUnsigned = Int8Dot::kDepth == 4 && !kTiles;
 
 inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
@@ -41,7 +41,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 64);
 
-// [Header][panels][groups][16][depth]; and of int8 for every column its scale, and what VNNI's sum is too large by.
+// [Header][panels][groups][16][depth]; and of int8 for every column its scale, and what its sum is too large by where rows are unsigned.
 template <class Dot>
 struct Packed {
   using B = typename Dot::B;
@@ -93,7 +93,8 @@ inline void put(int32_t* unit, const int8_t* x, int64_t n) {
   if constexpr (Int8Dot::kDepth == 2) {
     for (int64_t i = 0; i < n; ++i) all |= static_cast<uint32_t>(static_cast<uint16_t>(x[i])) << 16 * i;
   } else {
-    for (int64_t i = 0; i < n; ++i) all |= static_cast<uint32_t>(static_cast<uint8_t>(x[i]) ^ (kUnsigned ? 0x80u : 0u)) << 8 * i;
+    __builtin_memcpy(&all, x, static_cast<size_t>(n));
+    all ^= kUnsigned ? 0x80808080u : 0u;
   }
   *unit = static_cast<int32_t>(all);
 }
@@ -309,6 +310,16 @@ void run(const LinearArgs& a, const Packed<Dot>& packed) {
   });
 }
 
+// A weight as it is multiplied: of int8 the nearest of those that the instruction set takes; there are no ties.
+template <class X>
+X narrow(X x) {
+  return x;
+}
+inline int8_t narrow(int8_t x) {
+  constexpr int kAll = 127;
+  return static_cast<int8_t>((2 * kLargestWeight * x + (x > 0 ? kAll : -kAll)) / (2 * kAll));
+}
+
 template <class Dot, class X>
 void pack(const PackLinearArgs& a, const Packed<Dot>& packed) {
   const Header header = packed.header(a.number);
@@ -320,12 +331,12 @@ void pack(const PackLinearArgs& a, const Packed<Dot>& packed) {
       const X* from = static_cast<const X*>(a.weight) + at * a.weight_stride;
       uint32_t sum = 0;
       for (int64_t k = 0; k < packed.groups * Dot::kDepth; ++k) {
-        const X number = at < a.columns && k < a.width ? from[k] : X{};
+        const X number = at < a.columns && k < a.width ? narrow(from[k]) : X{};
         __builtin_memcpy(to + (k / Dot::kDepth * kPanel + column) * Dot::kDepth + k % Dot::kDepth, &number, sizeof number);
         if constexpr (Packed<Dot>::kEightBit) sum += static_cast<uint32_t>(number);
       }
       if constexpr (Packed<Dot>::kEightBit) {
-        packed.scales(a.packed)[at] = at < a.columns ? a.scales[at] : 0.0f;
+        packed.scales(a.packed)[at] = at < a.columns ? a.scales[at] * (127.0f / kLargestWeight) : 0.0f;
         packed.excess(a.packed)[at] = static_cast<int32_t>(128u * sum);
       }
     }

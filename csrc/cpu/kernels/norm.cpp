@@ -6,6 +6,8 @@
 namespace qdengine::QDENGINE_ISA {
 namespace {
 
+inline Reg add(Reg a, Reg b) { return a + b; }
+
 template <class T, class Out>
 void row_norm(const NormArgs& a, int64_t row) {
   const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
@@ -21,16 +23,16 @@ void row_norm(const NormArgs& a, int64_t row) {
   }
   float mean = 0.0f;
   if (bias) {
-    Vec total = {};
-    for_lanes(a.width, [&](int64_t i, int64_t n) { total += load_lanes(x + i, n); });
-    mean = sum(total) / static_cast<float>(a.width);
+    Lanes total;
+    for_lanes(a.width, [&](int64_t i, int64_t n) { total.combine(load_lanes(x + i, n), add); });
+    mean = sum(total.all()) / static_cast<float>(a.width);
   }
-  Vec squares = {};
+  Lanes squares;
   for_lanes(a.width, [&](int64_t i, int64_t n) {
     const Vec centred = load_lanes(x + i, n, mean) - mean;
-    squares += centred * centred;
+    squares.combine(centred * centred, add);
   });
-  const float scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(a.width) + a.eps);
+  const float scale = 1.0f / __builtin_sqrtf(sum(squares.all()) / static_cast<float>(a.width) + a.eps);
   write_row<T>(static_cast<Out*>(a.out) + row * a.out_stride, a.scales ? a.scales + row : nullptr, a.width, [&](int64_t i, int64_t n) {
     const Vec y = (load_lanes(x + i, n) - mean) * scale * load_lanes(weight + i, n);
     return bias ? y + load_lanes(bias + i, n) : y;

@@ -37,14 +37,17 @@ inline void write_row(Out* out, float* scale, int64_t width, F y) {
       store(place, y(i, n));
       return load(place);
     };
-    Vec best = {};
+    Lanes best;
     for_lanes(width, [&](int64_t i, int64_t n) {
-      const Vec x = rounded(i, n);
-      best = vmax(best, vmax(x, -x));
+      best.combine(rounded(i, n), [](Reg most, Reg x) { return vmax(most, vmax(x, -x)); });
     });
-    const float largest = max(best), factor = quantize_factor<Out>(largest);
+    const float largest = max(best.all()), factor = quantize_factor<Out>(largest);
     *scale = quantize_scale<Out>(largest);
-    for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, (holds ? load(held + i) : rounded(i, n)) * factor, n); });
+    if (holds) {
+      for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, load(held + i) * factor, n); });
+    } else {
+      for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, rounded(i, n) * factor, n); });
+    }
   }
 }
 

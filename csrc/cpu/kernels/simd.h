@@ -22,6 +22,9 @@
 #if defined(QDENGINE_ISA_avx512_vnni)
 #define QDENGINE_ISA_avx512 1
 #endif
+#if defined(QDENGINE_ISA_avx2_vnni)
+#define QDENGINE_ISA_avx2 1
+#endif
 
 namespace qdengine::QDENGINE_ISA {
 
@@ -221,6 +224,22 @@ inline float max(Vec x) {
   for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
   return best;
 }
+
+// A Vec that a loop accumulates, in registers: as a Vec, GCC keeps it in memory, and loads it in other pieces than it stores.
+struct Lanes {
+  Reg part[kRegs] = {};
+
+  template <class F>
+  void combine(Vec x, F f) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kRegs; ++j) part[j] = f(part[j], reinterpret_cast<const Reg*>(&x)[j]);
+  }
+  Vec all() const {
+    Vec x;
+    __builtin_memcpy(&x, part, sizeof x);
+    return x;
+  }
+};
 
 // exp by 2^n * p(r), r in [-ln2/2, ln2/2]: the polynomial of Cephes' expf, relative error below 2e-7; 0 below -87.3.
 inline Reg exp(Reg x) {
