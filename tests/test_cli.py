@@ -248,8 +248,8 @@ def test_doctor_of_an_unknown_instruction_set():
     )
     assert done.returncode == 1
     assert (
-        "cpu: QDENGINE_ISA=mmx: expected generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 or amx; unset QDENGINE_ISA"
-        in done.stdout
+        "cpu: QDENGINE_ISA=mmx: expected generic, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 or amx; unset "
+        "QDENGINE_ISA" in done.stdout
     )
 
 

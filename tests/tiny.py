@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from qdengine.convert import convert
+from qdengine.model.layers import StepInputs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 FAMILIES = ("llama", "llama3", "qwen2", "qwen3", "gpt2", "untied")
@@ -140,3 +141,20 @@ def tiny_gguf(path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def step_inputs(lens: list[int], rows: list[int], vocab: int) -> StepInputs:
+    """Of sequences that begin with this step, in blocks of 16 that follow each other."""
+    ends = torch.tensor([0, *lens]).cumsum(0).int()
+    blocks = [-(-n // 16) for n in lens]
+    table = torch.zeros(len(lens), max(blocks), dtype=torch.int32)
+    slots = []
+    for i, (n, count) in enumerate(zip(lens, blocks, strict=True)):
+        first = sum(blocks[:i])
+        table[i, :count] = torch.arange(first, first + count)
+        slots.append(16 * first + torch.arange(n, dtype=torch.int32))
+    positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lens])
+    ids = torch.randint(0, vocab, (int(ends[-1]),), generator=torch.Generator().manual_seed(2)).int()
+    return StepInputs(
+        ids, positions, torch.cat(slots).int(), table, torch.tensor(lens).int(), ends, torch.tensor(rows).int()
+    )

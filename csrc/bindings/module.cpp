@@ -64,7 +64,7 @@ static py::dict build_info() {
   info["version"] = QDENGINE_VERSION;
   info["isas"] = qdengine::cpu_isas();
   info["isa"] = qdengine::cpu_kernels().isa;
-  info["largest_weight"] = qdengine::cpu_kernels().largest_weight;
+  info["largest_pair"] = qdengine::cpu_kernels().largest_pair;
   info["cuda"] = qdengine::cuda_kernels() != nullptr;
   py::list archs;
 #ifdef QDENGINE_WITH_CUDA

@@ -212,11 +212,14 @@ int usable_threads() {
 
 void set_thread_limit(int limit) { limit_of_thread = std::max(0, limit); }
 
+int call_threads() {
+  static const int usable = usable_threads();
+  return limit_of_thread > 0 ? limit_of_thread : usable;
+}
+
 void run_tasks(int64_t count, Task task, const void* data) {
   if (count > 1 && !in_a_call) {
-    static const int usable = usable_threads();
-    const int threads = limit_of_thread > 0 ? limit_of_thread : usable;
-    const int workers = static_cast<int>(std::min<int64_t>(count, threads)) - 1;
+    const int workers = static_cast<int>(std::min<int64_t>(count, call_threads())) - 1;
     in_a_call = true;
     const bool done = workers > 0 && pool().run(count, workers, task, data);
     in_a_call = false;

@@ -20,6 +20,9 @@ void run_tasks(int64_t count, Task task, const void* data);
 // OMP_NUM_THREADS.
 int usable_threads();
 
+// Those of a call that this thread makes.
+int call_threads();
+
 // Most threads of the calls that this thread makes; 0: those that were usable at the process's first call.
 void set_thread_limit(int limit);
 

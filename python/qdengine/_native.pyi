@@ -9,7 +9,7 @@ class _BuildInfo(TypedDict):
     version: str
     isas: list[str]
     isa: str
-    largest_weight: int
+    largest_pair: int
     cuda: bool
     cuda_archs: list[str]
 
@@ -123,8 +123,9 @@ def packed_bytes(weight: Tensor) -> int:
 
 def pack_linear(packed: Tensor, weight: Tensor, weight_scales: Tensor | None) -> None:
     """Lays a weight [F, E] out for this instruction set. packed: uint8 [packed_bytes(weight)]; weight_scales:
-    float32 [F] of int8, else None. Of an int8 w it keeps round(w largest / 127), `largest_weight` of `build_info`: AVX2
-    and AVX-512 without VNNI multiply weights of 7 bits."""
+    float32 [F] of int8, else None. AVX2 and AVX-512 without VNNI add products of int8 two by two in 16 bits: a row of
+    the weight of which |w[2k]| + |w[2k + 1]| reaches p > 128, `largest_pair` of `build_info`, is kept as
+    round(127 w / p)."""
 
 def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: Tensor | None) -> None:
     """out = x weight^T + bias. x: [T, E] of the weight's dtype, of int8 with scales, float32 [T]; out: [T, F], float32

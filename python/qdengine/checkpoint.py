@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import huggingface
+from . import huggingface, ops
 from .config import ModelConfig, is_linear
 from .errors import CheckpointError, ConfigError
 from .ops.reference import quantize
@@ -64,6 +64,13 @@ class Checkpoint:
 
     def tokenizer_json(self) -> str:
         return (self.path / TOKENIZER).read_text(encoding="utf-8")
+
+    def holds_int8(self) -> bool:
+        """Whether its matrices are in 8 bits (`quantized`)."""
+        if not (self.path / DESCRIPTION).exists():
+            return False
+        with safe_open(self.path / WEIGHTS, "pt") as file:
+            return any(name.endswith(_SCALES) for name in file.keys())  # noqa: SIM118 - it is no dict
 
     def weights(self) -> dict[str, Tensor]:
         """Canonical names to tensors, memory-mapped where the file holds them as they are; float32 where it holds int8.
@@ -141,16 +148,22 @@ def save_bundle(
     return path
 
 
-def quantized(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` with the matrices of linear layers in int8, and a float32 scale for each of their rows under
+def quantized(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, smoothed, with the matrices of linear layers in int8, and a float32 scale for each of their rows under
     `name.scales`. An engine of precision "int8" works with these very numbers: of their product it makes the same
     ones."""
-    found = dict(weights)
-    for name, weight in weights.items():
+    from .model.layers import Build
+    from .model.smooth import smoothed
+
+    wide = {name: tensor.float() for name, tensor in weights.items()}
+    found = smoothed(Build(ops.load("cpu"), config, wide, torch.float32, None, False))
+    for name, weight in list(found.items()):
         if is_linear(name):
             numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-            quantize(numbers, scales, weight.float())
+            quantize(numbers, scales, weight)
             found[name], found[name + _SCALES] = numbers, scales
+        else:
+            found[name] = weight.to(weights[name].dtype)
     return found
 
 

@@ -55,7 +55,9 @@ def test_lossless_to_the_bit(bundles, family, precision):
 def logits(bundle, number: torch.dtype | None, backend: str = "cpu", count: int = 80) -> torch.Tensor:
     """Of the first tokens of a text, in float32."""
     checkpoint, table, cpu = load(bundle), ops.load(backend), torch.device("cpu")
-    decoder = Decoder(checkpoint.config, checkpoint.weights(), table, torch.float32, cpu, number)
+    decoder = Decoder(
+        checkpoint.config, checkpoint.weights(), table, torch.float32, cpu, number, ready=checkpoint.holds_int8()
+    )
     ids = torch.tensor(checkpoint.tokenizer().encode(TEXT * 2).ids[:count], dtype=torch.int32)
     assert len(ids) == count
     places = torch.arange(count, dtype=torch.int32)
@@ -77,7 +79,13 @@ def test_int8_is_near_the_whole_model(bundles, family):
 def test_a_bundle_in_int8_is_what_int8_makes_of_its_weights(bundles, family, tmp_path):
     whole = load(bundles[family])
     small = save_bundle(
-        tmp_path / "small", whole.config, quantized(whole.weights()), tokenizer_json(), whole.prompt, (1,), "test"
+        tmp_path / "small",
+        whole.config,
+        quantized(whole.config, whole.weights()),
+        tokenizer_json(),
+        whole.prompt,
+        (1,),
+        "test",
     )
     assert torch.equal(logits(small, torch.int8), logits(bundles[family], torch.int8))
     numbers = load_file(small / "model.safetensors")

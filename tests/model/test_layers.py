@@ -8,28 +8,10 @@ from qdengine import checkpoint, ops
 from qdengine.model import layers
 from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
-from qdengine.model.layers import StepInputs
-from tiny import FAMILIES, tiny_hf_folder
+from tiny import FAMILIES, step_inputs, tiny_hf_folder
 
 CPU = torch.device("cpu")
 NUMBERS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "int8": (torch.float32, torch.int8)}
-
-
-def inputs(lens: list[int], rows: list[int], vocab: int) -> StepInputs:
-    """Of sequences that begin with this step, in blocks of 16 that follow each other."""
-    ends = torch.tensor([0, *lens]).cumsum(0).int()
-    blocks = [-(-n // 16) for n in lens]
-    table = torch.zeros(len(lens), max(blocks), dtype=torch.int32)
-    slots = []
-    for i, (n, count) in enumerate(zip(lens, blocks, strict=True)):
-        first = sum(blocks[:i])
-        table[i, :count] = torch.arange(first, first + count)
-        slots.append(16 * first + torch.arange(n, dtype=torch.int32))
-    positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lens])
-    ids = torch.randint(0, vocab, (int(ends[-1]),), generator=torch.Generator().manual_seed(2)).int()
-    return StepInputs(
-        ids, positions, torch.cat(slots).int(), table, torch.tensor(lens).int(), ends, torch.tensor(rows).int()
-    )
 
 
 @pytest.fixture(params=[(family, number) for family in FAMILIES for number in NUMBERS], ids="-".join)
@@ -43,7 +25,7 @@ def decoder(request, tmp_path) -> Decoder:
 @pytest.mark.parametrize("rows", [[0], [0, 36, 1, 37], []], ids=len)
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 def test_one_call_is_its_ops_to_the_bit(decoder, rows, kv_dtype):
-    step, made = inputs([37, 1, 20], rows, decoder.config.vocab_size), []
+    step, made = step_inputs([37, 1, 20], rows, decoder.config.vocab_size), []
     for run in (decoder.layers, decoder.layers.parts):
         cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU, kv_dtype)
         x, scales = run(step, cache)
@@ -55,7 +37,7 @@ def test_one_call_is_its_ops_to_the_bit(decoder, rows, kv_dtype):
 
 def test_memory_of_a_long_step_serves_a_short_one(decoder):
     cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU)
-    short, long = inputs([3], [2], decoder.config.vocab_size), inputs([60], [59], decoder.config.vocab_size)
+    short, long = step_inputs([3], [2], decoder.config.vocab_size), step_inputs([60], [59], decoder.config.vocab_size)
     first = decoder.forward(short, cache)
     decoder.forward(long, cache)
     assert torch.equal(decoder.forward(short, cache), first)
@@ -64,7 +46,7 @@ def test_memory_of_a_long_step_serves_a_short_one(decoder):
 
 def test_what_it_does_not_take(decoder):
     cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU)
-    step = inputs([3], [2], decoder.config.vocab_size)
+    step = step_inputs([3], [2], decoder.config.vocab_size)
     cache.keys.pop()
     with pytest.raises(ValueError, match=r"Layers.forward: keys: expected caches of \d+ layers"):
         decoder.forward(step, cache)

@@ -33,12 +33,16 @@ def int8(x: torch.Tensor, number: torch.dtype = torch.int8) -> tuple[torch.Tenso
     return numbers, scales
 
 
-LARGEST = native.build_info()["largest_weight"]
+PAIR = native.build_info()["largest_pair"]
 
 
 def kept(weight: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of an int8 weight, what the packed product multiplies."""
-    return (weight.double() * (LARGEST / 127)).round().to(torch.int8), scales * (127 / LARGEST)
+    size = torch.nn.functional.pad(weight.int().abs(), (0, weight.shape[1] % 2))
+    divisors = size.unflatten(1, (-1, 2)).sum(2).amax(1)
+    divisors[divisors <= (PAIR or 256)] = 127
+    numbers = (254 * weight.int().abs() + divisors[:, None]) // (2 * divisors[:, None])
+    return (numbers * weight.sign()).to(torch.int8), scales * (divisors / 127)
 
 
 def truth(
@@ -90,7 +94,8 @@ def test_packed_sums_of_the_largest_numbers_are_exact(width):
         native.pack_linear(packed, weight, torch.ones(33))
         out = torch.empty(17, 33)
         native.linear(out, x, torch.ones(17), packed, None)
-        assert (out == -127 * LARGEST * sign * width * torch.tensor(127 / LARGEST)).all()
+        multiplied, factors = kept(weight, torch.ones(33))
+        assert (out == 127 * sign * multiplied.int().sum(1).float() * factors).all()
 
 
 def test_packed_rows_may_be_views():

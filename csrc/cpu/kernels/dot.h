@@ -52,7 +52,7 @@ struct Int16Dot {
 
 #if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)
 // int8 in fours; `a` unsigned, that is with 128 added, which a column's sum times 128 takes off again. Without VNNI the sum of two
-// products is in 16 bits, which saturate: then a weight has 7 bits, and no sum can.
+// products is in 16 bits, which saturate: columns are scaled so that no pair of weights lets them.
 struct FourDot {
   using B = int8_t;
   using Sum = IReg;
@@ -112,11 +112,11 @@ using Int8Dot = FourDot;
 #else
 using Int8Dot = Int16Dot;
 #endif
-// The largest int8 weight that is multiplied.
+// The largest sum of two neighbouring int8 weights, without their signs, that is multiplied exactly: 255 times it fits 16 bits. 0: any.
 #if defined(QDENGINE_ISA_generic) || defined(QDENGINE_ISA_avx2_vnni) || defined(QDENGINE_ISA_avx512_vnni)
-constexpr int kLargestWeight = 127;
+constexpr int kLargestPair = 0;
 #else
-constexpr int kLargestWeight = 63;
+constexpr int kLargestPair = 128;
 #endif
 #if defined(QDENGINE_ISA_avx512_bf16)
 using BfloatDot = Bf16Dot;

@@ -6,9 +6,8 @@
 // kChunk rows and a few panels, which stay in the core's caches: some rows at a time against one panel (two with AVX-512) in
 // registers, or 32 rows against two panels in AMX tiles. Every sum runs over all of the width in one order, from zero: a row's
 // result does not depend on the rows beside it, on how many there are, or on the thread.
-#include <stdlib.h>
-
 #include "dot.h"
+#include "thread_memory.h"
 #include "tiles.h"
 
 namespace qdengine::QDENGINE_ISA {
@@ -32,8 +31,6 @@ constexpr int64_t kGroups = 1;
 #endif
 // Whether a row's int8 numbers have 128 added; AMX multiplies signed ones.
 constexpr bool kUnsigned = Int8Dot::kDepth == 4 && !kTiles;
-
-inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 // What stands before the panels, so that a matrix is not read as another instruction set packed it.
 struct Header {
@@ -66,23 +63,6 @@ auto with_dot(DType number, F f) {
   if (number == DType::i8) return f(Int8Dot{}, int8_t{});
   if (number == DType::bf16) return f(BfloatDot{}, bf16{});
   return f(FloatDot<float>{}, float{});
-}
-
-// Memory of a thread, grown as needed and kept until the thread ends.
-void* thread_memory(int64_t bytes) {
-  struct Held {
-    void* memory = nullptr;
-    int64_t size = 0;
-    ~Held() { free(memory); }
-  };
-  static thread_local Held held;
-  if (bytes > held.size) {
-    free(held.memory);
-    held.size = divide_up(bytes, 4096) * 4096;
-    held.memory = aligned_alloc(64, static_cast<size_t>(held.size));
-    if (!held.memory) abort();
-  }
-  return held.memory;
 }
 
 // n <= depth numbers of a row to a unit; the rest of it is met by zeros of the column.
@@ -310,14 +290,39 @@ void run(const LinearArgs& a, const Packed<Dot>& packed) {
   });
 }
 
-// A weight as it is multiplied: of int8 the nearest of those that the instruction set takes; there are no ties.
-template <class X>
-X narrow(X x) {
-  return x;
+// By what a column of int8 weights is divided, and multiplied by 127, so that no pair of them is too large; 127 where none is.
+inline int pair_divisor(const int8_t* column, int64_t width) {
+  int largest = 0;
+  for (int64_t k = 0; k < width; k += 2) {
+    const int first = column[k], second = k + 1 < width ? column[k + 1] : 0;
+    const int sum = (first < 0 ? -first : first) + (second < 0 ? -second : second);
+    largest = largest > sum ? largest : sum;
+  }
+  return kLargestPair && largest > kLargestPair ? largest : 127;
 }
-inline int8_t narrow(int8_t x) {
-  constexpr int kAll = 127;
-  return static_cast<int8_t>((2 * kLargestWeight * x + (x > 0 ? kAll : -kAll)) / (2 * kAll));
+
+inline int8_t narrow(int8_t x, int divisor) { return static_cast<int8_t>((254 * x + (x > 0 ? divisor : -divisor)) / (2 * divisor)); }
+
+template <class Dot, class X>
+void pack_column(const PackLinearArgs& a, const Packed<Dot>& packed, int64_t at) {
+  const X* from = static_cast<const X*>(a.weight) + at * a.weight_stride;
+  auto* to = packed.panel(a.packed, at / kPanel) + at % kPanel * Dot::kDepth;
+  const bool inside = at < a.columns;
+  int divisor = 127;
+  if constexpr (Packed<Dot>::kEightBit) divisor = inside ? pair_divisor(from, a.width) : 127;
+  uint32_t sum = 0;
+  for (int64_t k = 0; k < packed.groups * Dot::kDepth; ++k) {
+    X number = inside && k < a.width ? from[k] : X{};
+    if constexpr (Packed<Dot>::kEightBit) {
+      number = narrow(number, divisor);
+      sum += static_cast<uint32_t>(number);
+    }
+    __builtin_memcpy(to + k / Dot::kDepth * kPanel * Dot::kDepth + k % Dot::kDepth, &number, sizeof number);
+  }
+  if constexpr (Packed<Dot>::kEightBit) {
+    packed.scales(a.packed)[at] = inside ? a.scales[at] * (static_cast<float>(divisor) / 127.0f) : 0.0f;
+    packed.excess(a.packed)[at] = static_cast<int32_t>(128u * sum);
+  }
 }
 
 template <class Dot, class X>
@@ -325,21 +330,7 @@ void pack(const PackLinearArgs& a, const Packed<Dot>& packed) {
   const Header header = packed.header(a.number);
   __builtin_memcpy(a.packed, &header, sizeof header);
   parallel(packed.panels, [&](int64_t p) {
-    auto* to = packed.panel(a.packed, p);
-    for (int64_t column = 0; column < kPanel; ++column) {
-      const int64_t at = p * kPanel + column;
-      const X* from = static_cast<const X*>(a.weight) + at * a.weight_stride;
-      uint32_t sum = 0;
-      for (int64_t k = 0; k < packed.groups * Dot::kDepth; ++k) {
-        const X number = at < a.columns && k < a.width ? narrow(from[k]) : X{};
-        __builtin_memcpy(to + (k / Dot::kDepth * kPanel + column) * Dot::kDepth + k % Dot::kDepth, &number, sizeof number);
-        if constexpr (Packed<Dot>::kEightBit) sum += static_cast<uint32_t>(number);
-      }
-      if constexpr (Packed<Dot>::kEightBit) {
-        packed.scales(a.packed)[at] = at < a.columns ? a.scales[at] * (127.0f / kLargestWeight) : 0.0f;
-        packed.excess(a.packed)[at] = static_cast<int32_t>(128u * sum);
-      }
-    }
+    for (int64_t column = 0; column < kPanel; ++column) pack_column<Dot, X>(a, packed, p * kPanel + column);
   });
 }
 

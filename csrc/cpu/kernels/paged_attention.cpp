@@ -9,6 +9,7 @@
 // (attention_tiles.h).
 #include "attention_tiles.h"
 #include "qdengine/attention.h"
+#include "thread_memory.h"
 
 namespace qdengine::QDENGINE_ISA {
 namespace {
@@ -234,28 +235,71 @@ struct Item {
       for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
       Products::add_values(s.products, s.scores, s.part, skip, n, d);
     }
-    for (int32_t row = first; row < n; ++row) {
-      const auto shares = attention::fold(s.whole[row], s.split[row], [](float x) { return exp(splat_reg(x))[0]; });
-      float *whole = s.out + row * ld, *part = s.part + row * ld;
+  }
+
+  // The split from `begin` on, as run_split leaves it, to the whole.
+  void fold(Memory& s, int32_t begin, const attention::Partial* split, const float* parts) const {
+    const int64_t ld = Products::stride(a.head_width);
+    for (int32_t row = first_row(begin); row < count(rows); ++row) {
+      const auto shares = attention::fold(s.whole[row], split[row], [](float x) { return exp(splat_reg(x))[0]; });
+      float* whole = s.out + row * ld;
+      const float* part = parts + row * ld;
       for (int64_t i = 0; i < ld; i += kLanes) store(whole + i, load(whole + i) * shares.whole + load(part + i) * shares.part);
+    }
+  }
+
+  void lay_queries(Memory& s) const {
+    for (int32_t row = 0; row < count(rows); ++row) {
+      Products::lay_query(s.products, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), a.head_width);
     }
   }
 
   void run() const {
     Memory& s = scratch<Products>();
-    const int64_t d = a.head_width, ld = Products::stride(d);
-    const int32_t n = count(rows);
+    clear_whole(s);
     Products::begin();
-    for (int32_t row = 0; row < n; ++row) {
-      Products::lay_query(s.products, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), d);
-      clear(s.whole[row], s.out + row * ld, ld);
-    }
+    lay_queries(s);
     for (int32_t begin = 0, end; begin < rows.kv_len; begin = end) {
       end = attention::split_end(begin, rows.kv_len);
       run_split(s, begin, end);
+      fold(s, begin, s.split, s.part);
     }
     Products::end();
-    for (int32_t row = 0; row < n; ++row) {
+    write(s);
+  }
+
+  // One split alone, to `to`.
+  void run_part(int64_t split, float* to) const {
+    const int32_t begin = static_cast<int32_t>(split) * attention::kSplitKeys;
+    if (begin >= rows.kv_len) return;
+    Memory& s = scratch<Products>();
+    const int64_t n = count(rows);
+    Products::begin();
+    lay_queries(s);
+    run_split(s, begin, attention::split_end(begin, rows.kv_len));
+    Products::end();
+    __builtin_memcpy(to, s.split, static_cast<size_t>(n) * sizeof *s.split);
+    __builtin_memcpy(to + 2 * n, s.part, static_cast<size_t>(n * Products::stride(a.head_width)) * sizeof *s.part);
+  }
+
+  // All splits, `apart` floats from one to the next.
+  void gather_parts(const float* parts, int64_t apart) const {
+    Memory& s = scratch<Products>();
+    clear_whole(s);
+    for (int32_t begin = 0; begin < rows.kv_len; begin += attention::kSplitKeys, parts += apart) {
+      fold(s, begin, reinterpret_cast<const attention::Partial*>(parts), parts + 2 * count(rows));
+    }
+    write(s);
+  }
+
+  void clear_whole(Memory& s) const {
+    const int64_t ld = Products::stride(a.head_width);
+    for (int32_t row = 0; row < count(rows); ++row) clear(s.whole[row], s.out + row * ld, ld);
+  }
+
+  void write(const Memory& s) const {
+    const int64_t d = a.head_width, ld = Products::stride(d);
+    for (int32_t row = 0; row < count(rows); ++row) {
       T* out = static_cast<T*>(a.out) + token_of(row) * a.heads * d + head_offset(row);
       const float inverse = 1.0f / s.whole[row].total;
       for (int64_t i = 0; i < d; ++i) store1(out + i, s.out[row * ld + i] * inverse);
@@ -268,24 +312,43 @@ inline int64_t tiles(const AttentionArgs& a, int64_t s) {
 }
 
 template <class Products>
-void run_tile(const AttentionArgs& a, int64_t s, int64_t tile, int64_t kv_head) {
+Item<Products> item_of(const AttentionArgs& a, int64_t item) {
+  int64_t s = 0, tile = item / a.kv_heads;
+  while (tile >= tiles(a, s)) tile -= tiles(a, s++);
   const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * kTokenTile;
   const int32_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
-  const attention::Rows rows{first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)};
-  Item<Products>{a, s, kv_head, rows}.run();
+  return {a, s, item % a.kv_heads, {first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)}};
+}
+
+constexpr int64_t kItemsOfThread = 4, kMostParts = 8 << 20;  // floats
+
+// Every split a task of its own, and then all of an item: for few items, which would leave threads without work. The same bits.
+template <class Products>
+void run_parts(const AttentionArgs& a, int64_t items, int64_t splits, int64_t apart) {
+  float* parts = static_cast<float*>(thread_memory(items * splits * apart * static_cast<int64_t>(sizeof(float))));
+  parallel(items * splits, [&](int64_t i) {
+    const int64_t item = i / splits, split = i % splits;
+    item_of<Products>(a, item).run_part(split, parts + i * apart);
+  });
+  parallel(items, [&](int64_t item) { item_of<Products>(a, item).gather_parts(parts + item * splits * apart, apart); });
 }
 
 template <class Products>
 void run(const AttentionArgs& a) {
-  int64_t total = 0;
-  for (int64_t s = 0; s < a.sequences; ++s) total += tiles(a, s);
+  int64_t items = 0, tokens = 0, keys = 0;
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    const int64_t count = tiles(a, s), length = a.q_indptr[s + 1] - a.q_indptr[s];
+    items += count * a.kv_heads;
+    tokens = tokens > length ? tokens : length;
+    if (count > 0 && keys < a.kv_lens[s]) keys = a.kv_lens[s];
+  }
+  tokens = tokens < kTokenTile ? tokens : kTokenTile;
+  const int64_t splits = attention::splits(keys), apart = tokens * (a.heads / a.kv_heads) * (Products::stride(a.head_width) + 2);
+  if (splits > 1 && items < kItemsOfThread * call_threads() && items * splits * apart <= kMostParts) {
+    return run_parts<Products>(a, items, splits, apart);
+  }
   // The last tiles of a sequence see the most keys: handing work out from the end keeps the threads even.
-  parallel(total * a.kv_heads, [&](int64_t i) {
-    const int64_t item = total * a.kv_heads - 1 - i;
-    int64_t s = 0, tile = item / a.kv_heads;
-    while (tile >= tiles(a, s)) tile -= tiles(a, s++);
-    run_tile<Products>(a, s, tile, item % a.kv_heads);
-  });
+  parallel(items, [&](int64_t i) { item_of<Products>(a, items - 1 - i).run(); });
 }
 
 }  // namespace

@@ -164,7 +164,7 @@ struct Kernels {
   void (*admit_rows)(const AdmitArgs&, Stream);
   bool (*linear)(const LinearArgs&) = nullptr;  // of a CPU alone; false: the weight is not as this instruction set packs it
   int64_t (*pack_linear)(const PackLinearArgs&) = nullptr;  // the bytes of a packed weight
-  int32_t largest_weight = 127;  // of int8, that linear multiplies: pack_linear rounds 127 to it
+  int32_t largest_pair = 0;  // sum of two int8 weights that linear takes, to which pack_linear scales a column; 0: any
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.

@@ -69,7 +69,7 @@ class Engine:
         with self._threads_limited():
             decoder = Decoder(
                 shape, checkpoint.weights(), table, dtype, self.device, number,
-                self.config.batch_invariant, self.config.fused_head,
+                self.config.batch_invariant, self.config.fused_head, checkpoint.holds_int8(),
             )  # fmt: skip
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig, is_linear
 from ..ops import OpTable
-from . import layers, linear
+from . import layers, linear, smooth
 from .head import Head
 from .kv_cache import KVCache
 from .layers import StepInputs
@@ -17,12 +19,13 @@ class Decoder:
     """Weights (canonical names, see `checkpoint`) bound to one backend, dtype and device.
 
     number: of weights and activations of the layers: int8 or float8_e4m3fn, made here, or None for dtype.
-    batch_invariant, fused_head: as in `EngineConfig`.
+    batch_invariant, fused_head: as in `EngineConfig`. ready: whether the weights are `smooth.smoothed` for 8 bits.
     """
 
     def __init__(
         self, config: ModelConfig, weights: dict[str, Tensor], ops: OpTable, dtype: torch.dtype, device: torch.device,
         number: torch.dtype | None = None, batch_invariant: bool = False, fused_head: bool = False,
+        ready: bool = False,
     ) -> None:  # fmt: skip
         if number is not None:
             linear.require(number, device)
@@ -30,7 +33,10 @@ class Decoder:
         self.config, self.ops, self.dtype, self.device, self.number = config, ops, dtype, device, number
         head = weights.get("head.weight", weights["embed.weight"])
         self.head = Head(ops, head, number, batch_invariant, fused_head)
-        self.layers = layers.make(layers.Build(ops, config, weights, dtype, number, batch_invariant), self.head.number)
+        build = layers.Build(ops, config, weights, dtype, number, batch_invariant)
+        if number is not None and not ready:
+            build = replace(build, weights=smooth.smoothed(build))
+        self.layers = layers.make(build, self.head.number)
 
     @torch.inference_mode()
     def forward(self, step: StepInputs, cache: KVCache) -> Tensor:

@@ -73,7 +73,11 @@ def _export(settings: config.Export, base: Checkpoint | None, tuned: Checkpoint,
     text = card(settings, shipped, stages, report)
     if base is not None:
         delta.set_card(settings.output / DELTA, text)
-    weights = shipped.weights() if settings.precision == "bfloat16" else checkpoint.quantized(shipped.weights())
+    weights = (
+        shipped.weights()
+        if settings.precision == "bfloat16"
+        else checkpoint.quantized(shipped.config, shipped.weights())
+    )
     checkpoint.save_bundle(
         bundle, shipped.config, weights, shipped.tokenizer_json(), shipped.prompt, shipped.stop_ids, source, text
     )
