@@ -201,6 +201,7 @@ void Layers::forward(const Tensor& out, const OptionalTensor& out_scales, const 
 
 std::vector<std::pair<std::string, double>> Layers::seconds() const {
   constexpr const char* kNames[kOps] = {"take_rows", "norm", "linear", "rope_append", "paged_attention", "activation", "quantize"};
+  const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<std::pair<std::string, double>> spent;
   for (int op = 0; op < kOps; ++op) spent.emplace_back(kNames[op], seconds_[op]);
   return spent;

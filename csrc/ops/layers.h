@@ -82,7 +82,7 @@ class Layers {
   OptionalTensor places_, cos_, sin_;
   std::vector<Layer> layers_;
   Norm last_;
-  std::mutex mutex_;  // of the memory
+  mutable std::mutex mutex_;  // of the memory and the seconds
   std::unique_ptr<void, Free> memory_;
   int64_t bytes_ = 0;
   std::array<double, kOps> seconds_{};

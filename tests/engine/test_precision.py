@@ -12,6 +12,7 @@ from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
 from qdengine.model.layers import StepInputs
 from qdengine.model.linear import PackedLinear
+from qdengine.ops import native
 from safetensors.torch import load_file
 from tiny import TEXT, tiny_bundle, tokenizer_json
 
@@ -72,7 +73,8 @@ def logits(bundle, number: torch.dtype | None, backend: str = "cpu", count: int 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_is_near_the_whole_model(bundles, family):
     whole, small = logits(bundles[family], None), logits(bundles[family], torch.int8)
-    assert 0 < (small - whole).norm() < 0.05 * whole.norm()
+    paired = native.build_info()["largest_pair"]  # a weight has less than 8 bits
+    assert 0 < (small - whole).norm() < (0.08 if paired else 0.05) * whole.norm()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +129,8 @@ def test_fused_head(bundles):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_int8_in_triton(bundles, family):
     whole, small = (logits(bundles[family], number, "triton", 5) for number in (None, torch.int8))
-    assert 0 < (small - whole).norm() < 0.05 * whole.norm()
+    paired = native.build_info()["largest_pair"]  # a weight has less than 8 bits
+    assert 0 < (small - whole).norm() < (0.08 if paired else 0.05) * whole.norm()
 
 
 def test_a_fused_head_needs_triton(bundles):

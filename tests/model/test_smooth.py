@@ -9,9 +9,11 @@ from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
 from qdengine.model.layers import Build
 from qdengine.model.smooth import smoothed
+from qdengine.ops import native
 from tiny import FAMILIES, step_inputs, tiny_hf_folder
 
 CPU = torch.device("cpu")
+PAIR = native.build_info()["largest_pair"]  # where a weight has less than 8 bits
 
 
 def outliers(loaded: checkpoint.Checkpoint) -> dict[str, torch.Tensor]:
@@ -48,4 +50,4 @@ def test_8_bits_lose_less(family, tmp_path):
     weights = outliers(loaded)
     whole = logits(loaded, weights)
     plain, smooth = (logits(loaded, weights, torch.int8, ready) - whole for ready in (True, False))
-    assert 0 < smooth.norm() < 0.7 * plain.norm()
+    assert 0 < smooth.norm() < (0.85 if PAIR else 0.6) * plain.norm()
