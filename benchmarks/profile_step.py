@@ -53,15 +53,16 @@ def bandwidth() -> float:
 
 
 def elementwise_bytes(tokens: int, rows: int, element: int, number: int) -> dict[str, float]:
-    """Of each op between products, its inputs and outputs once; of a row in 8 bits `number` is 1."""
-    width, ffn, layers = SHAPE.width, SHAPE.ffn_width, SHAPE.layers * tokens
+    """Of each op that is no product, its inputs and outputs once; of a row in 8 bits `number` is 1. Behind the last
+    attention there are only the wanted rows."""
+    width, ffn, whole = SHAPE.width, SHAPE.ffn_width, (SHAPE.layers - 1) * tokens + rows
     qkv = (SHAPE.heads + 2 * SHAPE.kv_heads) * SHAPE.head_width
     return {
-        "take_rows": 2 * tokens * width * element,
-        "norm": 2 * layers * width * (3 * element + number),  # x, residual in and out, and the result
-        "rope_append": 2 * layers * qkv * element,
-        "activation": layers * ffn * (2 * element + number),
-        "quantize": layers * width * (element + number) if number != element else 0,
+        "take_rows": 2 * (tokens + 2 * rows) * width * element,
+        "norm": 2 * whole * width * (3 * element + number),  # x, residual in and out, and the result
+        "rope_append": 2 * SHAPE.layers * tokens * qkv * element,
+        "activation": whole * ffn * (2 * element + number),
+        "quantize": whole * width * (element + number) if number != element else 0,
         "argmax": rows * SHAPE.vocab_size * element,
     }
 

@@ -32,7 +32,7 @@ from qdengine import _native
 assert _native.__file__.startswith(sys.argv[1]), f"not the sanitized build: {_native.__file__}"
 assert b"__asan_report_load" in open(_native.__file__, "rb").read(), "not sanitized"
 CHECK
-run=("$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops/test_ops.py tests/ops/test_pool.py tests/model/test_linear.py)
+run=("$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops/test_ops.py tests/ops/test_pool.py tests/model/test_linear.py tests/model/test_layers.py)
 if "${run[@]}" -k "not triton and not cuda and not reference" "$@"; then
   exit 0
 fi

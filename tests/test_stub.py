@@ -39,7 +39,7 @@ def parsed(path: str | Path) -> dict[str, ast.FunctionDef]:
 
 STUB_FILE = Path(_native.__file__).with_name("_native.pyi")
 STUB = parsed(STUB_FILE)
-OF_A_CPU = ("packed_bytes", "pack_linear", "linear", "take_rows", "usable_threads", "set_thread_limit")
+OF_A_CPU = ("packed_bytes", "pack_linear", "linear", "usable_threads", "set_thread_limit")
 REFERENCE = {name: node for path in Path(reference.__file__).parent.glob("*.py") for name, node in parsed(path).items()}
 
 
@@ -65,7 +65,7 @@ def test_signatures_agree(op):
 
 def test_the_stub_has_every_name():
     names = {name for name in dir(_native) if not name.startswith("_")}
-    assert set(STUB) == names == {*ops.OPS, *OF_A_CPU, "build_info"}
+    assert {*STUB, "Layers"} == names == {*ops.OPS, *OF_A_CPU, "build_info", "Layers"}
     assert list(STUB) == ["build_info", *ops.OPS, *OF_A_CPU], "and in the order of the table"
 
 
@@ -74,9 +74,18 @@ def test_signatures_of_a_cpu_agree(name):
     assert signature(documented(getattr(_native, name))) == signature(STUB[name])
 
 
+@pytest.mark.parametrize("name", ["__init__", "forward"])
+def test_signatures_of_layers_agree(name):
+    tree = ast.parse(STUB_FILE.read_text(encoding="utf-8"))
+    stub = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Layers").body
+    want = next(n for n in stub if isinstance(n, ast.FunctionDef) and n.name == name)
+    got = documented(getattr(_native.Layers, name))
+    assert [p.arg for p in got.args.args] == [p.arg for p in want.args.args]
+
+
 def test_build_info_is_what_the_stub_says():
     fields = next(n for n in ast.parse(STUB_FILE.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)).body
-    kinds = {"str": str, "bool": bool, "list[str]": list}
+    kinds = {"str": str, "int": int, "bool": bool, "list[str]": list}
     told = {ast.unparse(f.target): kinds[ast.unparse(f.annotation)] for f in fields if isinstance(f, ast.AnnAssign)}
     info = _native.build_info()
     assert {name: type(value) for name, value in info.items()} == told

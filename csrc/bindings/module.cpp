@@ -56,7 +56,7 @@ static void bind_layers(py::module_& m) {
            py::arg("out"), py::arg("scales"), py::arg("ids"), py::arg("positions"), py::arg("slots"), py::arg("rows"),
            py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_indptr"), py::arg("keys"), py::arg("values"),
            py::arg("key_scales"), py::arg("value_scales"), free_gil)
-      .def("seconds", &ops::Layers::seconds);
+      .def("seconds", &ops::Layers::seconds, free_gil);
 }
 
 static py::dict build_info() {

@@ -16,8 +16,8 @@ constexpr int64_t kAlign = 64;
 
 int64_t bytes_of(DType dtype) { return dtype == DType::i8 ? 1 : dtype == DType::bf16 ? 2 : 4; }
 
-// A dense tensor; places of memory one after another.
-Tensor dense(char*& at, DType dtype, std::initializer_list<int64_t> shape) {
+// A dense tensor.
+Tensor dense(void* at, DType dtype, std::initializer_list<int64_t> shape) {
   Tensor t;
   t.data = at;
   t.dtype = dtype;
@@ -26,15 +26,11 @@ Tensor dense(char*& at, DType dtype, std::initializer_list<int64_t> shape) {
   std::copy(shape.begin(), shape.end(), t.shape);
   int64_t size = 1;
   for (int i = t.ndim - 1; i >= 0; size *= t.shape[i--]) t.stride[i] = size;
-  at += (size * bytes_of(dtype) + kAlign - 1) / kAlign * kAlign;
   return t;
 }
 
 // The same memory as another dense matrix.
-Tensor matrix(const Tensor& t, int64_t rows, int64_t columns) {
-  char* at = t.as<char>();
-  return dense(at, t.dtype, {rows, columns});
-}
+Tensor matrix(const Tensor& t, int64_t rows, int64_t columns) { return dense(t.data, t.dtype, {rows, columns}); }
 
 OptionalTensor first(OptionalTensor t, int64_t rows) {
   if (t) t->shape[0] = rows;
@@ -69,32 +65,36 @@ Layers::Results Layers::results(int64_t tokens) {
   const DType dtype = embed_.dtype;
   const int64_t width = embed_.dim(1), attended = shape_.heads * shape_.head_width;
   const int64_t qkv = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_width, up = shape_.ffn_width * (shape_.gated ? 2 : 1);
-  const auto laid = [&](char*& at) {
-    Results r;
-    r.residual = dense(at, dtype, {tokens, width});
-    r.sums = dense(at, dtype, {tokens, width});
-    r.x = dense(at, shape_.int8 ? DType::i8 : dtype, {tokens, std::max({width, attended, shape_.ffn_width})});
-    if (shape_.int8) r.scales = dense(at, DType::f32, {tokens});
-    r.wide = dense(at, dtype, {tokens, std::max(qkv, up)});
-    r.kept_mixed = dense(at, dtype, {tokens, std::max(width, attended)});
-    r.kept_residual = dense(at, dtype, {tokens, std::max(width, attended)});
-    char *q = r.kept_mixed.as<char>(), *mixed = r.kept_residual.as<char>();
-    r.q = dense(q, dtype, {tokens, shape_.heads, shape_.head_width});
-    r.mixed = dense(mixed, dtype, {tokens, shape_.heads, shape_.head_width});
-    return r;
+  const int64_t x = std::max({width, attended, shape_.ffn_width}), wide = std::max(qkv, up), kept = std::max(width, attended);
+  const DType number = shape_.int8 ? DType::i8 : dtype;
+  const auto size = [&](DType of, int64_t columns) { return (tokens * columns * bytes_of(of) + kAlign - 1) / kAlign * kAlign; };
+  reserve(2 * size(dtype, width) + size(number, x) + size(DType::f32, 1) + size(dtype, wide) + 2 * size(dtype, kept));
+  char* at = static_cast<char*>(memory_.get());
+  const auto next = [&](DType of, int64_t columns) {
+    const Tensor t = dense(at, of, {tokens, columns});
+    at += size(of, columns);
+    return t;
   };
-  char* end = nullptr;
-  laid(end);
-  const int64_t bytes = end - static_cast<char*>(nullptr);
-  if (bytes > bytes_) {
-    memory_.reset();
-    bytes_ = 0;
-    memory_.reset(std::aligned_alloc(kAlign, static_cast<size_t>(bytes)));
-    if (!memory_) throw std::bad_alloc();
-    bytes_ = bytes;
-  }
-  char* begin = static_cast<char*>(memory_.get());
-  return laid(begin);
+  Results r;
+  r.residual = next(dtype, width);
+  r.sums = next(dtype, width);
+  r.x = next(number, x);
+  if (shape_.int8) r.scales = dense(next(DType::f32, 1).data, DType::f32, {tokens});
+  r.wide = next(dtype, wide);
+  r.kept_mixed = next(dtype, kept);
+  r.kept_residual = next(dtype, kept);
+  r.q = dense(r.kept_mixed.data, dtype, {tokens, shape_.heads, shape_.head_width});
+  r.mixed = dense(r.kept_residual.data, dtype, {tokens, shape_.heads, shape_.head_width});
+  return r;
+}
+
+void Layers::reserve(int64_t bytes) {
+  if (bytes <= bytes_) return;
+  memory_.reset();
+  bytes_ = 0;
+  memory_.reset(std::aligned_alloc(kAlign, static_cast<size_t>(bytes)));
+  if (!memory_) throw std::bad_alloc();
+  bytes_ = bytes;
 }
 
 template <class F>

@@ -1,5 +1,5 @@
 // All layers of a decoder on a CPU in one call. Op by op from Python, as on other backends, dispatch and fresh memory for every
-// result take 5% of a short step, and more where products are fast; here results lie in memory that is kept.
+// result would take a tenth of a short step, and more where products are fast; here results lie in memory that is kept.
 #pragma once
 
 #include <array>
@@ -38,7 +38,7 @@ struct DecoderShape {
   double eps;
 };
 
-// What is the same in all layers of a forward pass; see StepInputs of python/qdengine/model/decoder.py.
+// What is the same in all layers of a forward pass; see StepInputs of python/qdengine/model/layers.py.
 struct Step {
   Tensor ids, positions, slots, rows, block_tables, kv_lens, q_indptr;
 };
@@ -70,6 +70,7 @@ class Layers {
 
   template <class F>
   void run(Op op, F f);
+  void reserve(int64_t bytes);
   Results results(int64_t tokens);
   void normalise(const Norm& norm, const Tensor& out, const OptionalTensor& scales, const Tensor& residual, const Tensor* added);
   void multiply(const Product& product, const Tensor& out, const Tensor& x, const OptionalTensor& scales);

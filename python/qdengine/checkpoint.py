@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,11 +66,8 @@ class Checkpoint:
         return (self.path / TOKENIZER).read_text(encoding="utf-8")
 
     def holds_int8(self) -> bool:
-        """Whether its matrices are in 8 bits (`quantized`)."""
-        if not (self.path / DESCRIPTION).exists():
-            return False
-        with safe_open(self.path / WEIGHTS, "pt") as file:
-            return any(name.endswith(_SCALES) for name in file.keys())  # noqa: SIM118 - it is no dict
+        """Whether its matrices are in 8 bits (`quantized`). Raises `CheckpointError`."""
+        return (self.path / DESCRIPTION).exists() and any(name.endswith(_SCALES) for name in _read(self.path / WEIGHTS))
 
     def weights(self) -> dict[str, Tensor]:
         """Canonical names to tensors, memory-mapped where the file holds them as they are; float32 where it holds int8.
@@ -148,15 +145,15 @@ def save_bundle(
     return path
 
 
-def quantized(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def quantized(config: ModelConfig, weights: dict[str, Tensor], smooth: bool = True) -> dict[str, Tensor]:
     """`weights`, smoothed, with the matrices of linear layers in int8, and a float32 scale for each of their rows under
-    `name.scales`. An engine of precision "int8" works with these very numbers: of their product it makes the same
-    ones."""
+    `name.scales`. An engine of precision "int8" makes the same numbers of their product, and works with these (with AVX2
+    in pairs, `pack_linear`). smooth: not for weights that were in int8."""
     from .model.layers import Build
     from .model.smooth import smoothed
 
     wide = {name: tensor.float() for name, tensor in weights.items()}
-    found = smoothed(Build(ops.load("cpu"), config, wide, torch.float32, None, False))
+    found = smoothed(Build(ops.load("cpu"), config, wide, torch.float32, None, False)) if smooth else dict(wide)
     for name, weight in list(found.items()):
         if is_linear(name):
             numbers, scales = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))

@@ -29,7 +29,8 @@ def test_one_call_is_its_ops_to_the_bit(decoder, rows, kv_dtype):
     for run in (decoder.layers, decoder.layers.parts):
         cache = KVCache(decoder.config, 1 << 20, 16, decoder.dtype, CPU, kv_dtype)
         x, scales = run(step, cache)
-        blocks = [keys[:6].flatten(0, 1)[step.slots] for keys in (*cache.keys, *cache.values)]
+        kept = (*cache.keys, *cache.values, *cache.key_scales, *cache.value_scales)
+        blocks = [part[:6].flatten(0, 1)[step.slots] for part in kept if part is not None]
         made.append([x, *blocks] + ([] if scales is None else [scales]))
     assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
     assert decoder.head.logits(decoder.forward(step, cache)).shape == (len(rows), decoder.config.vocab_size)

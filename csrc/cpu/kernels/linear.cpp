@@ -34,7 +34,7 @@ constexpr bool kUnsigned = Int8Dot::kDepth == 4 && !kTiles;
 
 // What stands before the panels, so that a matrix is not read as another instruction set packed it.
 struct Header {
-  int64_t columns, width, number, depth, groups, unused[3];
+  int64_t columns, width, number, depth, groups, pair, unused[2];
 };
 static_assert(sizeof(Header) == 64);
 
@@ -51,7 +51,7 @@ struct Packed {
   int64_t panel_numbers() const { return groups * kPanel * Dot::kDepth; }
   int64_t numbers_bytes() const { return divide_up(panels * panel_numbers() * static_cast<int64_t>(sizeof(B)), 64) * 64; }
   int64_t bytes() const { return static_cast<int64_t>(sizeof(Header)) + numbers_bytes() + (kEightBit ? 8 * panels * kPanel : 0); }
-  Header header(DType number) const { return {columns, width, static_cast<int64_t>(number), Dot::kDepth, groups, {}}; }
+  Header header(DType number) const { return {columns, width, static_cast<int64_t>(number), Dot::kDepth, groups, kEightBit ? kLargestPair : 0, {}}; }
   static char* numbers(const void* packed) { return static_cast<char*>(const_cast<void*>(packed)) + sizeof(Header); }
   B* panel(const void* packed, int64_t p) const { return reinterpret_cast<B*>(numbers(packed)) + p * panel_numbers(); }
   float* scales(const void* packed) const { return reinterpret_cast<float*>(numbers(packed) + numbers_bytes()); }

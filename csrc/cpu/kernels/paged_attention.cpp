@@ -224,7 +224,8 @@ struct Item {
     return begin > position ? (begin - position) * rows.group : 0;
   }
 
-  void run_split(Memory& s, int32_t begin, int32_t end) const {
+  // One copy of this and of fold for both ways to run an item: inlined twice, they might round otherwise.
+  __attribute__((noinline, noipa)) void run_split(Memory& s, int32_t begin, int32_t end) const {
     const int64_t d = a.head_width, ld = Products::stride(d);
     const int32_t n = count(rows), first = first_row(begin);
     for (int32_t row = first; row < n; ++row) clear(s.split[row], s.part + row * ld, ld);
@@ -238,7 +239,7 @@ struct Item {
   }
 
   // The split from `begin` on, as run_split leaves it, to the whole.
-  void fold(Memory& s, int32_t begin, const attention::Partial* split, const float* parts) const {
+  __attribute__((noinline, noipa)) void fold(Memory& s, int32_t begin, const attention::Partial* split, const float* parts) const {
     const int64_t ld = Products::stride(a.head_width);
     for (int32_t row = first_row(begin); row < count(rows); ++row) {
       const auto shares = attention::fold(s.whole[row], split[row], [](float x) { return exp(splat_reg(x))[0]; });
@@ -320,7 +321,8 @@ Item<Products> item_of(const AttentionArgs& a, int64_t item) {
   return {a, s, item % a.kv_heads, {first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)}};
 }
 
-constexpr int64_t kItemsOfThread = 4, kMostParts = 8 << 20;  // floats
+constexpr int64_t kItemsOfThread = 4;
+constexpr int64_t kMostParts = 8 << 20;  // floats
 
 // Every split a task of its own, and then all of an item: for few items, which would leave threads without work. The same bits.
 template <class Products>
@@ -344,7 +346,8 @@ void run(const AttentionArgs& a) {
   }
   tokens = tokens < kTokenTile ? tokens : kTokenTile;
   const int64_t splits = attention::splits(keys), apart = tokens * (a.heads / a.kv_heads) * (Products::stride(a.head_width) + 2);
-  if (splits > 1 && items < kItemsOfThread * call_threads() && items * splits * apart <= kMostParts) {
+  const int64_t threads = call_threads();
+  if (splits > 1 && threads > 1 && items < kItemsOfThread * threads && items * splits * apart <= kMostParts) {
     return run_parts<Products>(a, items, splits, apart);
   }
   // The last tiles of a sequence see the most keys: handing work out from the end keeps the threads even.

@@ -54,6 +54,8 @@ typedef uint16_t HReg __attribute__((vector_size(2 * kWidth), aligned(2), may_al
 
 constexpr int kRegs = kLanes / kWidth;  // of a Vec
 
+inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
 inline Reg vmax(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
 inline Reg vmin(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
@@ -65,19 +67,6 @@ inline Reg vmax(Reg a, Reg b) { return a > b ? a : b; }
 inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
 #endif
 inline Reg splat_reg(float x) { return Reg{} + x; }
-
-#if !defined(QDENGINE_ISA_avx512)  // there a Vec is a register
-inline Vec vmax(Vec a, Vec b) {
-  Vec y;
-#pragma GCC unroll 4
-  for (int j = 0; j < kRegs; ++j) {
-    reinterpret_cast<Reg*>(&y)[j] = vmax(reinterpret_cast<const Reg*>(&a)[j], reinterpret_cast<const Reg*>(&b)[j]);
-  }
-  return y;
-}
-#endif
-
-constexpr IVec kLane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 inline Vec splat(float x) { return Vec{} + x; }
 

@@ -8,8 +8,6 @@
 namespace qdengine::QDENGINE_ISA {
 namespace {
 
-inline int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
-
 // Memory of a thread, grown as needed and kept until the thread ends.
 void* thread_memory(int64_t bytes) {
   struct Held {

@@ -71,6 +71,8 @@ class Engine:
                 shape, checkpoint.weights(), table, dtype, self.device, number,
                 self.config.batch_invariant, self.config.fused_head, checkpoint.holds_int8(),
             )  # fmt: skip
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what only making the decoder took
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
         kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
         cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device, self.config.kv_dtype)

@@ -19,7 +19,8 @@ class Decoder:
     """Weights (canonical names, see `checkpoint`) bound to one backend, dtype and device.
 
     number: of weights and activations of the layers: int8 or float8_e4m3fn, made here, or None for dtype.
-    batch_invariant, fused_head: as in `EngineConfig`. ready: whether the weights are `smooth.smoothed` for 8 bits.
+    batch_invariant, fused_head: as in `EngineConfig`. ready: take the weights for 8 bits as they are:
+    smoothed, or of 8 bits already.
     """
 
     def __init__(

@@ -69,6 +69,8 @@ def _widest(build: Build) -> dict[tuple[int, str], Tensor]:
 def _move(weights: dict[str, Tensor], maker: str, taker: str, widest: Tensor) -> None:
     """widest: of taker's columns; [groups, heads, width] where the heads of a group take the same."""
     weight = weights[f"{taker}.weight"]
+    if weight.dtype == torch.float16:  # whose small numbers a power of two could round
+        weight = weight.float()
     shared = widest if widest.dim() == 3 else widest[None, None]
     columns = weight.abs().amax(0).float().view_as(shared)
     factors = (shared.amax(1, keepdim=True).clamp(min=_LEAST) / columns.amax(1, keepdim=True).clamp(min=_LEAST)).sqrt()

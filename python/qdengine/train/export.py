@@ -76,7 +76,7 @@ def _export(settings: config.Export, base: Checkpoint | None, tuned: Checkpoint,
     weights = (
         shipped.weights()
         if settings.precision == "bfloat16"
-        else checkpoint.quantized(shipped.config, shipped.weights())
+        else checkpoint.quantized(shipped.config, shipped.weights(), smooth=not shipped.holds_int8())
     )
     checkpoint.save_bundle(
         bundle, shipped.config, weights, shipped.tokenizer_json(), shipped.prompt, shipped.stop_ids, source, text
