@@ -1,6 +1,6 @@
 """Plots for docs/ from measured JSON:
 
-python benchmarks/plot.py --peers benchmarks/results/peers/cold.json   # of benchmarks/peers: requests/s, latency, lengths
+python benchmarks/plot.py --peers benchmarks/results/peers/cold.json   # of benchmarks/peers, a section
 python benchmarks/plot.py --gpu gpu.json                         # of gpu_suite.sh: load, requests/s, share of the limit
 """
 

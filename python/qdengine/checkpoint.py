@@ -147,8 +147,8 @@ def save_bundle(
 
 def quantized(config: ModelConfig, weights: dict[str, Tensor], smooth: bool = True) -> dict[str, Tensor]:
     """`weights`, smoothed, with the matrices of linear layers in int8, and a float32 scale for each of their rows under
-    `name.scales`. An engine of precision "int8" makes the same numbers of their product, and works with these (with AVX2
-    in pairs, `pack_linear`). smooth: not for weights that were in int8."""
+    `name.scales`. An engine of precision "int8" makes the same numbers of their product, and works with these (with
+    AVX2 in pairs, `pack_linear`). smooth: not for weights that were in int8."""
     from .model.layers import Build
     from .model.smooth import smoothed
 

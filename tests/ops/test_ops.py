@@ -157,10 +157,10 @@ def rows_stand_alone(table: ops.OpTable, dtype: torch.dtype, cached: torch.dtype
     workspace = torch.full((space,), torch.nan, device=device)
     table.paged_attention(split, q, *cache, workspace, blocks, lens, indptr, 0.1)
     assert torch.equal(whole, split)
-    if device == "cpu":  # one thread takes all splits of a row, more take one each
-        native.set_thread_limit(1)
+    if table.backend == "cpu":  # one thread takes all splits of a row, more take one each
+        ops.set_thread_limit(1)
         table.paged_attention(split, q, *cache, None, blocks, lens, indptr, 0.1)
-        native.set_thread_limit(0)
+        ops.set_thread_limit(0)
         assert torch.equal(whole, split)
     want = [x.double() if x is not None and x.itemsize > 1 else x for x in (torch.empty_like(q), q, *cache)]
     REFERENCE.paged_attention(*want, None, blocks, lens, indptr, 0.1)
