@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kAlign = 64;
 
-int64_t bytes_of(DType dtype) { return dtype == DType::i8 ? 1 : dtype == DType::bf16 ? 2 : 4; }
-
 // A dense tensor.
 Tensor dense(void* at, DType dtype, std::initializer_list<int64_t> shape) {
   Tensor t;
@@ -63,11 +61,10 @@ Layers::Layers(const DecoderShape& shape, const Tensor& embed, const OptionalTen
 
 Layers::Results Layers::results(int64_t tokens) {
   const DType dtype = embed_.dtype;
-  const int64_t width = embed_.dim(1), attended = shape_.heads * shape_.head_width;
-  const int64_t qkv = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_width, up = shape_.ffn_width * (shape_.gated ? 2 : 1);
-  const int64_t x = std::max({width, attended, shape_.ffn_width}), wide = std::max(qkv, up), kept = std::max(width, attended);
+  const int64_t width = embed_.dim(1), attended = shape_.attended(), kept = std::max(width, attended);
+  const int64_t x = std::max(kept, shape_.ffn_width), wide = std::max(shape_.qkv(), shape_.up());
   const DType number = shape_.int8 ? DType::i8 : dtype;
-  const auto size = [&](DType of, int64_t columns) { return (tokens * columns * bytes_of(of) + kAlign - 1) / kAlign * kAlign; };
+  const auto size = [&](DType of, int64_t columns) { return (tokens * columns * size_of(of) + kAlign - 1) / kAlign * kAlign; };
   reserve(2 * size(dtype, width) + size(number, x) + size(DType::f32, 1) + size(dtype, wide) + 2 * size(dtype, kept));
   char* at = static_cast<char*>(memory_.get());
   const auto next = [&](DType of, int64_t columns) {
@@ -129,7 +126,7 @@ void Layers::multiply(const Product& product, const Tensor& out, const Tensor& x
 void Layers::attend(size_t i, const Results& to, const Step& step, const Caches& caches) {
   const Layer& layer = layers_[i];
   const int64_t tokens = to.residual.dim(0);
-  const Tensor qkv = matrix(to.wide, tokens, (shape_.heads + 2 * shape_.kv_heads) * shape_.head_width);
+  const Tensor qkv = matrix(to.wide, tokens, shape_.qkv());
   multiply(layer.qkv, qkv, matrix(to.x, tokens, embed_.dim(1)), to.scales);
   run(kRopeAppend, [&] {
     rope_append(to.q, caches.keys[i], caches.values[i], caches.key_scales[i], caches.value_scales[i], qkv, step.positions,
@@ -143,7 +140,7 @@ void Layers::attend(size_t i, const Results& to, const Step& step, const Caches&
 
 // From x, the normed rows, to sums.
 void Layers::feed(const Layer& layer, const Results& to, int64_t rows) {
-  const Tensor up = matrix(to.wide, rows, shape_.ffn_width * (shape_.gated ? 2 : 1));
+  const Tensor up = matrix(to.wide, rows, shape_.up());
   const Tensor active = matrix(to.x, rows, shape_.ffn_width);
   const OptionalTensor scales = first(to.scales, rows);
   multiply(layer.up, up, matrix(to.x, rows, embed_.dim(1)), scales);
@@ -160,7 +157,7 @@ void Layers::forward(const Tensor& out, const OptionalTensor& out_scales, const 
   }
   check.shape("ids", step.ids, {-1});
   check.shape("rows", step.rows, {-1});
-  const int64_t tokens = step.ids.dim(0), width = embed_.dim(1), attended = shape_.heads * shape_.head_width;
+  const int64_t tokens = step.ids.dim(0), width = embed_.dim(1), attended = shape_.attended();
   int64_t rows = tokens;
   if (step.rows.dim(0) > tokens) check.fail("rows", "at most the tokens, " + std::to_string(tokens), std::to_string(step.rows.dim(0)));
   const Results to = results(tokens);

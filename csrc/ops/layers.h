@@ -36,6 +36,11 @@ struct DecoderShape {
   bool gated;  // silu_mul of an `up` of twice the width; else gelu
   bool int8;   // what the products take; else the dtype of the tables
   double eps;
+
+  // Widths of rows.
+  int64_t attended() const { return heads * head_width; }
+  int64_t qkv() const { return (heads + 2 * kv_heads) * head_width; }
+  int64_t up() const { return gated ? 2 * ffn_width : ffn_width; }
 };
 
 // What is the same in all layers of a forward pass; see StepInputs of python/qdengine/model/layers.py.

@@ -24,7 +24,7 @@ void take_rows(const Tensor& out, const Tensor& table, const Tensor& ids) {
       check.fail("ids", "rows of the table, below " + std::to_string(table.dim(0)), std::to_string(id[r]));
     }
   }
-  const int64_t size = table.dtype == DType::bf16 ? 2 : 4, bytes = table.dim(1) * size;
+  const int64_t size = size_of(table.dtype), bytes = table.dim(1) * size;
   constexpr int64_t kTaskRows = 32;
   const auto copy = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kTaskRows, rows);

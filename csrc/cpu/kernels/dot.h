@@ -9,9 +9,6 @@
 
 namespace qdengine::QDENGINE_ISA {
 
-typedef int8_t BReg2 __attribute__((vector_size(2 * kWidth), aligned(1), may_alias));
-typedef int16_t SReg __attribute__((vector_size(4 * kWidth), aligned(2), may_alias));
-
 // float32 by float32, or by bfloat16, which is widened.
 template <class Number>
 struct FloatDot {
@@ -22,32 +19,6 @@ struct FloatDot {
   static constexpr int kDepth = 1;
   static Reg load(const Number* b) { return load_reg(b); }
   static Reg add(Reg sum, float a, Reg b) { return sum + b * a; }
-};
-
-// int8, in pairs of int16.
-struct Int16Dot {
-  using B = int8_t;
-  using Sum = IReg;
-  using Sums = IVec;
-  using Unit = int32_t;
-  static constexpr int kDepth = 2;
-  static SReg load(const int8_t* b) {
-#if defined(QDENGINE_ISA_generic) && defined(__SSE2__)
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b));
-    return reinterpret_cast<SReg>(_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8));
-#else
-    return __builtin_convertvector(*reinterpret_cast<const BReg2*>(b), SReg);
-#endif
-  }
-  static IReg add(IReg sum, int32_t a, SReg b) {
-    const IReg unit = IReg{} + a;
-#if defined(QDENGINE_ISA_generic) && defined(__SSE2__)
-    return sum + reinterpret_cast<IReg>(_mm_madd_epi16(reinterpret_cast<__m128i>(unit), reinterpret_cast<__m128i>(b)));
-#else
-    const IReg pairs = reinterpret_cast<IReg>(b);  // the odd number of a lane is its upper half
-    return sum + (unit << 16 >> 16) * (pairs << 16 >> 16) + (unit >> 16) * (pairs >> 16);
-#endif
-  }
 };
 
 #if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)
@@ -82,6 +53,37 @@ struct FourDot {
 #endif
   }
 };
+using Int8Dot = FourDot;
+#else
+typedef int8_t BReg2 __attribute__((vector_size(2 * kWidth), aligned(1), may_alias));
+typedef int16_t SReg __attribute__((vector_size(4 * kWidth), aligned(2), may_alias));
+
+// int8, in pairs of int16.
+struct Int16Dot {
+  using B = int8_t;
+  using Sum = IReg;
+  using Sums = IVec;
+  using Unit = int32_t;
+  static constexpr int kDepth = 2;
+  static SReg load(const int8_t* b) {
+#if defined(__SSE2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b));
+    return reinterpret_cast<SReg>(_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8));
+#else
+    return __builtin_convertvector(*reinterpret_cast<const BReg2*>(b), SReg);
+#endif
+  }
+  static IReg add(IReg sum, int32_t a, SReg b) {
+    const IReg unit = IReg{} + a;
+#if defined(__SSE2__)
+    return sum + reinterpret_cast<IReg>(_mm_madd_epi16(reinterpret_cast<__m128i>(unit), reinterpret_cast<__m128i>(b)));
+#else
+    const IReg pairs = reinterpret_cast<IReg>(b);  // the odd number of a lane is its upper half
+    return sum + (unit << 16 >> 16) * (pairs << 16 >> 16) + (unit >> 16) * (pairs >> 16);
+#endif
+  }
+};
+using Int8Dot = Int16Dot;
 #endif
 
 #if defined(QDENGINE_ISA_avx512_bf16)
@@ -107,11 +109,6 @@ struct Bf16Dot {
 };
 #endif
 
-#if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)
-using Int8Dot = FourDot;
-#else
-using Int8Dot = Int16Dot;
-#endif
 // The largest sum of two neighbouring int8 weights, without their signs, that is multiplied exactly: 255 times it fits 16 bits. 0: any.
 #if defined(QDENGINE_ISA_generic) || defined(QDENGINE_ISA_avx2_vnni) || defined(QDENGINE_ISA_avx512_vnni)
 constexpr int kLargestPair = 0;

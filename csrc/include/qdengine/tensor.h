@@ -48,4 +48,15 @@ inline const char* name(DType dtype) {
   }
 }
 
+// Bytes of a number.
+inline int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16:
+    case DType::f16: return 2;
+    default: return 1;
+  }
+}
+
 }  // namespace qdengine

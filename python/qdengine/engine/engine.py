@@ -19,13 +19,14 @@ from .. import ops, student, verbatim
 from .._host import BlockPool
 from ..checkpoint import Checkpoint
 from ..checkpoint import load as load_checkpoint
-from ..config import PRECISIONS, EngineConfig
+from ..config import EngineConfig
 from ..documents import DocumentCache
-from ..errors import BackendError, ConfigError, EngineError, LimitError, QdengineError, RequestError
+from ..errors import ConfigError, EngineError, LimitError, QdengineError, RequestError
 from ..model.decoder import Decoder
 from ..model.kv_cache import EIGHT_BITS, KVCache, shortage
 from ..prompt import Prompt, encode
 from ..request import Request, Summary
+from .device import chosen_device, chosen_precision, free_memory
 from .draft_cost import DraftCost
 from .runner import FINISH_REASONS, Flight, Runner
 from .scheduler import Scheduler
@@ -57,12 +58,12 @@ class Engine:
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config = config or EngineConfig()
-        self.device = _device(device)
-        self.precision = _precision(precision, self.device)
+        self.device = chosen_device(device)
+        self.precision = chosen_precision(precision, self.device)
         self.tokenizer = checkpoint.tokenizer()
         self._break_id = verbatim.break_id(self.tokenizer)
         number = EIGHT_BITS.get(self.precision)
-        dtype = getattr(torch, self.precision if number is None else _precision("auto", self.device))
+        dtype = getattr(torch, self.precision if number is None else chosen_precision("auto", self.device))
         table = ops.load(backend or self.device.type)
         shape = checkpoint.config
         self.backend = table.backend
@@ -71,10 +72,7 @@ class Engine:
                 shape, checkpoint.weights(), table, dtype, self.device, number,
                 self.config.batch_invariant, self.config.fused_head, checkpoint.holds_int8(),
             )  # fmt: skip
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # of what only making the decoder took
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
-        kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free)
+        kv_bytes, self._max_sequences, self._max_step_tokens = config.sizes(free_memory(self.device))
         cache = KVCache(shape, kv_bytes, self.config.block_tokens, dtype, self.device, self.config.kv_dtype)
         self._context = min(shape.max_positions, cache.blocks * self.config.block_tokens)
         self._runner = self._make_runner(decoder, cache)
@@ -430,27 +428,3 @@ def _any_done(active: dict[int, Sequence], encoded: Future[list[Sequence | Qdeng
 
 def _goes_on(sequence: Sequence, length: int) -> bool:
     return sequence.finished or sequence.length > length
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device {name!r}; expected 'auto', 'cpu' or 'cuda[:n]'") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}; expected 'auto', 'cpu' or 'cuda[:n]'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError("torch sees no CUDA device; install a CUDA build of torch and a driver, or use device='cpu'")
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name not in PRECISIONS:
-        raise ConfigError(f"precision {name!r}; expected {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return name
-    # A CPU without bfloat16 products (avx512_bf16; every CPU with AMX has them) is faster in float32.
-    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return "bfloat16" if fast else "float32"
