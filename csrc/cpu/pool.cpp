@@ -4,8 +4,9 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -162,20 +163,31 @@ int affinity_threads() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
+// Lines of a text file; none where there is no such file. Read by C's functions: streams fail where a program holds two C++ libraries.
+std::vector<std::string> lines(const std::string& path) {
+  std::vector<std::string> found;
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "r"), [](std::FILE* f) { return std::fclose(f); });
+  char line[4096];
+  while (file && std::fgets(line, sizeof line, file.get())) found.emplace_back(line, std::strcspn(line, "\n"));
+  return found;
+}
+
 // Quota over period of one control group of version 2 or 1; infinity for no limit.
 double group_threads(const std::string& folder) {
-  std::string quota;
-  double period = 0.0, most = 0.0;
-  if (std::ifstream both(folder + "/cpu.max"); both >> quota >> period) return quota == "max" ? HUGE_VAL : std::stod(quota) / period;
-  std::ifstream first(folder + "/cpu.cfs_quota_us"), second(folder + "/cpu.cfs_period_us");
-  return first >> most && second >> period && most > 0.0 ? most / period : HUGE_VAL;
+  double quota = 0.0, period = 0.0;
+  if (const auto both = lines(folder + "/cpu.max"); !both.empty()) {
+    return std::sscanf(both[0].c_str(), "%lf %lf", &quota, &period) == 2 && period > 0.0 ? quota / period : HUGE_VAL;
+  }
+  const auto first = lines(folder + "/cpu.cfs_quota_us"), second = lines(folder + "/cpu.cfs_period_us");
+  if (first.empty() || second.empty()) return HUGE_VAL;
+  quota = std::atof(first[0].c_str()), period = std::atof(second[0].c_str());
+  return quota > 0.0 && period > 0.0 ? quota / period : HUGE_VAL;
 }
 
 // The least of the process's control group and those that it lies in.
 double quota_threads() {
   double least = HUGE_VAL;
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // number:controllers:path
+  for (const std::string& line : lines("/proc/self/cgroup")) {  // number:controllers:path
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     std::string controllers = line.substr(first, second - first);  // ":" of version 2; of version 1 ":cpu,cpuacct", say
