@@ -21,6 +21,7 @@ from bench_step import inputs_of, weights, work_of
 from common import SHAPE, facts, timed, write
 from limits import matrices
 from qdengine import ops
+from qdengine.engine.device import chosen_precision
 from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
 from qdengine.model.linear import PackedLinear
@@ -28,7 +29,8 @@ from tqdm import tqdm
 
 CPU = torch.device("cpu")
 PRECISIONS = {
-    "float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "int8": (torch.float32, torch.int8),
+    "float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None),
+    "int8": (getattr(torch, chosen_precision("auto", CPU)), torch.int8),
 }  # fmt: skip
 
 
@@ -117,14 +119,13 @@ def floors_of(precision: str, step: str, tokens: int, rows: int) -> dict[str, tu
     dtype, number = PRECISIONS[precision]
     element, stored = dtype.itemsize, (number or dtype).itemsize
     layers, head, attention = work_of(step, rows, element)
-    rate, wide = product_rate(precision), product_rate("float32")
-    if precision == "bfloat16" and facts()["isa"] == "amx":  # else attention multiplies in float32
-        wide = rate
+    # With AMX attention multiplies in its dtype, else in float32.
+    wide = "bfloat16" if dtype == torch.bfloat16 and facts()["isa"] == "amx" else "float32"
     return {
-        "linear": (matrices(SHAPE) * stored, layers.flops, rate),
-        "head": (SHAPE.width * SHAPE.vocab_size * stored, head.flops, rate),
-        "paged_attention": (attention.bytes, attention.flops, wide),
-    } | {op: (size, 0.0, rate) for op, size in elementwise_bytes(tokens, rows, element, stored).items()}
+        "linear": (matrices(SHAPE) * stored, layers.flops, product_rate(precision)),
+        "head": (SHAPE.width * SHAPE.vocab_size * stored, head.flops, product_rate(precision)),
+        "paged_attention": (attention.bytes, attention.flops, product_rate(wide)),
+    } | {op: (size, 0.0, 1.0) for op, size in elementwise_bytes(tokens, rows, element, stored).items()}
 
 
 @click.command()

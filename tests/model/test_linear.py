@@ -157,6 +157,17 @@ def test_int8_away_from_a_gpu_is_exact(width):
         assert torch.equal(layer._sums(x).long(), x.long() @ layer.weight.T.long())
 
 
+def multiplies_float8() -> bool:
+    """Some releases of torch take one scale for all rows alone, on a CPU that has bfloat16."""
+    try:
+        ones = torch.ones(16, 16).to(torch.float8_e4m3fn)
+        torch._scaled_mm(ones, ones.T, torch.ones(16, 1), torch.ones(1, 16), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not multiplies_float8(), reason="torch multiplies no float8 with scales of rows here")
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [1, 16, 33])
 def test_float8_is_near(rows, biased):

@@ -18,10 +18,13 @@ def versions() -> dict[str, str]:
 def convert(source: str, destination: str, kind: str) -> None:
     """kind: fp16, fp32 or int8, of the weights."""
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVConfig
+    from optimum.intel import OVConfig, OVModelForCausalLM, OVWeightQuantizationConfig
 
-    config = OVConfig(dtype=kind) if kind != "int8" else OVConfig(quantization_config={"bits": 8, "sym": False})
-    main_export(source, destination, task="text-generation-with-past", ov_config=config)
+    if kind == "int8":  # main_export leaves out what it is told of quantisation
+        weights = OVWeightQuantizationConfig(bits=8, sym=False)
+        OVModelForCausalLM.from_pretrained(source, export=True, quantization_config=weights).save_pretrained(destination)
+    else:
+        main_export(source, destination, task="text-generation-with-past", ov_config=OVConfig(dtype=kind))
 
 
 def load(model: str, settings: dict[str, Any]) -> tuple[Run, dict[str, Any]]:

@@ -76,7 +76,7 @@ template <class C>
 struct InTiles {
   using Query = bf16;
   using Cached = C;
-  static constexpr int64_t kPadRows = kTilePad;
+  static constexpr int64_t kPadRows = kTilePad, kBlockRows = kTilePad;
   static constexpr bool kEightBit = sizeof(C) == 1;
 
   struct Memory {

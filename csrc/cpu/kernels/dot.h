@@ -18,7 +18,7 @@ struct FloatDot {
   using Unit = float;
   static constexpr int kDepth = 1;
   static Reg load(const Number* b) { return load_reg(b); }
-  static Reg add(Reg sum, float a, Reg b) { return sum + b * a; }
+  static Reg add(Reg sum, float a, Reg b) { return fused(b, splat_reg(a), sum); }
 };
 
 #if defined(QDENGINE_ISA_avx2) || defined(QDENGINE_ISA_avx512)

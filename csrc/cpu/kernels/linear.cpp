@@ -110,30 +110,36 @@ struct Units {
   }
 };
 
-// The 16 sums of a row and a panel, to the output.
+// Where sums go.
 template <class Dot>
 struct Writer {
   const LinearArgs& a;
   const Packed<Dot>& packed;
 
+  // 16 sums of each of some rows, `stride` apart, to one panel's columns, of which there are `left`. What all rows share is read
+  // before the first is written.
   template <class T>
-  void write(int64_t row, int64_t panel, Vec y) const {
-    const int64_t column = panel * kPanel, left = a.columns - column;
-    const T* bias = static_cast<const T*>(a.bias) + column;
-    T* out = static_cast<T*>(a.out) + row * a.out_stride + column;
-    if (left >= kPanel) {
-      store(out, a.bias ? y + load(bias) : y);
-    } else {
-      store_some(out, a.bias ? y + load_some(bias, left) : y, left);
+  void write(const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel, int64_t left) const {
+    const int64_t column = panel * kPanel, next = a.out_stride;
+    const T* biases = static_cast<const T*>(a.bias) + column;
+    const float* row_scales = nullptr;
+    T* out = static_cast<T*>(a.out) + row * next + column;
+    const bool whole = left >= kPanel, biased = a.bias;
+    Vec bias = {}, scales = {};
+    IVec excess = {};
+    if (biased) bias = whole ? load(biases) : load_some(biases, left);
+    if constexpr (Packed<Dot>::kEightBit) scales = load(packed.scales(a.weight) + column), row_scales = a.scales + row;
+    if constexpr (kUnsigned) excess = *reinterpret_cast<const IVec*>(packed.excess(a.weight) + column);
+    for (int64_t r = 0; r < rows; ++r, out += next) {
+      Vec y;
+      if constexpr (Packed<Dot>::kEightBit) {
+        y = __builtin_convertvector(sums[r * stride] - excess, Vec) * (scales * row_scales[r]);
+      } else {
+        y = sums[r * stride];
+      }
+      if (biased) y += bias;
+      whole ? store(out, y) : store_some(out, y, left);
     }
-  }
-  void operator()(int64_t row, int64_t panel, Vec y) const {
-    a.dtype == DType::bf16 ? write<bf16>(row, panel, y) : write<float>(row, panel, y);
-  }
-  void operator()(int64_t row, int64_t panel, IVec sums) const {
-    if constexpr (kUnsigned) sums -= *reinterpret_cast<const IVec*>(packed.excess(a.weight) + panel * kPanel);
-    const Vec scales = load(packed.scales(a.weight) + panel * kPanel) * a.scales[row];
-    (*this)(row, panel, __builtin_convertvector(sums, Vec) * scales);
   }
 };
 
@@ -142,10 +148,11 @@ struct Writer {
 template <class Dot>
 __attribute__((noinline, noipa)) void write_block(const Writer<Dot>& write, const void* sums, int64_t rows, int64_t panels, int64_t row,
                                            int64_t panel) {
-  using Sums = typename Dot::Sums;
-  const Sums* next = static_cast<const Sums*>(sums);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t p = 0; p < panels; ++p) write(row + r, panel + p, *next++);
+  for (int64_t p = 0; p < panels; ++p, ++panel) {
+    const auto* first = static_cast<const typename Dot::Sums*>(sums) + p;
+    const int64_t left = write.a.columns - panel * kPanel;
+    write.a.dtype == DType::bf16 ? write.template write<bf16>(first, panels, rows, row, panel, left)
+                                 : write.template write<float>(first, panels, rows, row, panel, left);
   }
 }
 
@@ -204,6 +211,7 @@ void run_in_registers(const Writer<Dot>& write, int64_t row, int64_t rows, int64
 
 #if defined(QDENGINE_ISA_amx)
 constexpr int64_t kBlockRows = 2 * kTileRows;
+constexpr int64_t kAhead = 4 * kTileRows * kTileBytes;  // bytes of a panel that are fetched beforehand
 
 template <class Dot, int C, int A, int B>
 inline void dot_tiles() {
@@ -222,6 +230,11 @@ void tile_block(const Writer<Dot>& write, const char* x, int64_t stride, int64_t
   const int64_t next = packed.panel_numbers() * static_cast<int64_t>(sizeof(typename Dot::B));
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   for (int64_t g = 0; g < packed.groups; g += kTileRows, x += kTileBytes, b += kTileRows * kTileBytes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      __builtin_prefetch(b + kAhead + i * kTileBytes);
+      if constexpr (N > 1) __builtin_prefetch(b + next + kAhead + i * kTileBytes);
+    }
     tile_load<4>(x, stride);
     tile_load<6>(b, kTileBytes);
     dot_tiles<Dot, 0, 4, 6>();
@@ -244,21 +257,23 @@ void tile_block(const Writer<Dot>& write, const char* x, int64_t stride, int64_t
   write_block(write, sums, rows, N, row, panel);
 }
 
-// Rows are read where they are, unless they end inside a tile.
+// Two panels at a time, which stay in the core's first cache for all rows. Rows are read where they are, unless they end inside a tile.
 template <class Dot, class X>
 void run_in_tiles(const Writer<Dot>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
   const LinearArgs& a = write.a;
+  const bool ragged = a.width * static_cast<int64_t>(sizeof(X)) % kTileBytes;
+  const int64_t in_place = ragged ? 0 : rows - (rows % kTileRows ? rows % kBlockRows : 0);
+  const Units<Dot, X> laid(a, write.packed.groups, row + in_place, rows - in_place);
   tile_begin();
-  for (int64_t r = 0; r < rows; r += kBlockRows) {
-    const int64_t n = rows - r < kBlockRows ? rows - r : kBlockRows;
-    const char* x = reinterpret_cast<const char*>(static_cast<const X*>(a.x) + (row + r) * a.x_stride);
-    int64_t stride = a.x_stride * static_cast<int64_t>(sizeof(X));
-    if (n % kTileRows || a.width * static_cast<int64_t>(sizeof(X)) % kTileBytes) {
-      const Units<Dot, X> laid(a, write.packed.groups, row + r, n);
-      x = reinterpret_cast<const char*>(laid.first);
-      stride = laid.stride * static_cast<int64_t>(sizeof(typename Dot::Unit));
-    }
-    for (int64_t p = panel; p < end; p += 2) {
+  for (int64_t p = panel; p < end; p += 2) {
+    for (int64_t r = 0; r < rows; r += kBlockRows) {
+      const int64_t n = rows - r < kBlockRows ? rows - r : kBlockRows;
+      const char* x = reinterpret_cast<const char*>(static_cast<const X*>(a.x) + (row + r) * a.x_stride);
+      int64_t stride = a.x_stride * static_cast<int64_t>(sizeof(X));
+      if (r >= in_place) {
+        x = reinterpret_cast<const char*>(laid.first + (r - in_place) * laid.stride);
+        stride = laid.stride * static_cast<int64_t>(sizeof(typename Dot::Unit));
+      }
       const bool wide = n > kTileRows, two = p + 1 < end;
       const auto multiply_tiles = wide ? (two ? tile_block<Dot, 2, 2> : tile_block<Dot, 2, 1>)
                                        : (two ? tile_block<Dot, 1, 2> : tile_block<Dot, 1, 1>);

@@ -2,11 +2,11 @@
 //
 // A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that a
 // tile of 64 keys is gathered from its blocks, widened to float32 and transposed once for all of its rows (96 rows for 32 tokens
-// of SmolLM2). Both products run in a register block of kRows x kCols vectors. Bound by float32 multiply-adds in a prefill, by
-// the gather for a single token. Key tiles always begin at multiples of 64 and are added in order, split by split as attention.h
-// defines it, so a row's result does not depend on the batch, on how the prompt was cut into chunks, or on the thread. Numbers
-// of 8 bits are widened, with their scale, as they are gathered. With AMX the products of bfloat16 run in tiles
-// (attention_tiles.h).
+// of SmolLM2). Both products run in a register block of kRows x kCols vectors, for some rows at a time, whose scores stay in the
+// first cache. Bound by float32 multiply-adds in a prefill, by the gather for a single token. Key tiles always begin at multiples
+// of 64 and are added in order, split by split as attention.h defines it, so a row's result does not depend on the batch, on how
+// the prompt was cut into chunks, or on the thread. Numbers of 8 bits are widened, with their scale, as they are gathered. With
+// AMX the products of bfloat16 run in tiles (attention_tiles.h).
 #include "attention_tiles.h"
 #include "qdengine/attention.h"
 #include "thread_memory.h"
@@ -34,7 +34,7 @@ inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, floa
     Reg column[kRegs];
     for (int j = 0; j < kRegs; ++j) column[j] = load_reg(b + k * ldb + j * kWidth);
     for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < kRegs; ++j) acc[r][j] += column[j] * a[r * lda + k];
+      for (int j = 0; j < kRegs; ++j) acc[r][j] = fused(column[j], splat_reg(a[r * lda + k]), acc[r][j]);
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -71,7 +71,7 @@ template <class T, class C>
 struct InRegisters {
   using Query = T;
   using Cached = C;
-  static constexpr int64_t kPadRows = 0;
+  static constexpr int64_t kPadRows = 0, kBlockRows = 24;
 
   struct Memory {
     float q[kMaxRows * kMaxHeadWidth];
@@ -125,13 +125,15 @@ struct InRegisters {
   }
 };
 
+// Aligned, so that a row of a tile is one cache line.
 template <class Products>
-struct Scratch {
+struct alignas(64) Scratch {
   typename Products::Memory products;
   float out[kMaxRows * kMaxHeadWidth];                          // sums of values: of all splits so far,
   float part[(kMaxRows + Products::kPadRows) * kMaxHeadWidth];  // and of this one
   float scores[(kMaxRows + Products::kPadRows) * kKeys];
-  attention::Partial whole[kMaxRows], split[kMaxRows];
+  float top[kMaxRows + kWidth], decay[kMaxRows + kWidth];
+  attention::Partial whole[kMaxRows], split[kMaxRows + kWidth];
 };
 
 // Per thread: some MiB, of which a common shape touches a few hundred KiB.
@@ -182,21 +184,22 @@ struct Item {
     return Products::scaled(s.products, load_reg(scores + j) * a.scale, j);
   }
 
-  // Scores of one row to weights; `seen` keys of the tile are visible to it.
-  void soften(Memory& s, int64_t row, int64_t seen) const {
+  // The largest of one row's scores, of which `seen` keys of the tile are visible, and of those before.
+  float largest(Memory& s, int64_t row, int64_t seen) const {
     float* x = s.scores + row * kKeys;
-    const int64_t ld = Products::stride(a.head_width);
-    attention::Partial& split = s.split[row];
-    if (seen < kKeys) {
-      for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
-    }
+    for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
     Reg best[kRegs];
-    for (Reg& lanes : best) lanes = splat_reg(split.top);
+    for (Reg& lanes : best) lanes = splat_reg(s.split[row].top);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
 #pragma GCC unroll 4
       for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], scaled(s, x, j + i * kWidth));
     }
-    const float top = max(*reinterpret_cast<const Vec*>(best));
+    return max(*reinterpret_cast<const Vec*>(best));
+  }
+
+  // One row's scores to weights. Returns their sum.
+  float weigh(Memory& s, int64_t row, float top) const {
+    float* x = s.scores + row * kKeys;
     Reg total[kRegs] = {};
     for (int64_t j = 0; j < kKeys; j += kLanes) {
 #pragma GCC unroll 4
@@ -206,11 +209,26 @@ struct Item {
         total[i] += weight;
       }
     }
-    const float decay = split.top == top ? 1.0f : exp(splat_reg(split.top - top))[0];
-    split = {top, split.total * decay + sum(*reinterpret_cast<const Vec*>(total))};
-    if (decay == 1.0f) return;
-    float* part = s.part + row * ld;
-    for (int64_t i = 0; i < ld; i += kLanes) store(part + i, load(part + i) * decay);
+    return sum(*reinterpret_cast<const Vec*>(total));
+  }
+
+  // Scores of the rows from `first` to n, of the tile of keys from `begin` on, to weights; what is in `part` so far decays. In
+  // passes over the rows, since what a row needs next waits long for what it needed before.
+  void soften(Memory& s, int32_t first, int32_t n, int32_t begin) const {
+    for (int32_t row = first; row < n; ++row) s.top[row] = largest(s, row, visible(rows, row) - begin);
+    for (int32_t row = first; row < n; row += kWidth) {
+      Reg before;
+      for (int i = 0; i < kWidth; ++i) before[i] = s.split[row + i].top;
+      store_reg(s.decay + row, exp(before - load_reg(s.top + row)));
+    }
+    for (int32_t row = first; row < n; ++row) {
+      const float total = weigh(s, row, s.top[row]), decay = s.split[row].top == s.top[row] ? 1.0f : s.decay[row];
+      s.split[row] = {s.top[row], s.split[row].total * decay + total};
+      if (decay == 1.0f) continue;
+      const int64_t ld = Products::stride(a.head_width);
+      float* part = s.part + row * ld;
+      for (int64_t i = 0; i < ld; i += kLanes) store(part + i, load(part + i) * decay);
+    }
   }
 
   static void clear(attention::Partial& partial, float* sums, int64_t ld) {
@@ -231,10 +249,12 @@ struct Item {
     for (int32_t row = first; row < n; ++row) clear(s.split[row], s.part + row * ld, ld);
     for (; begin < end; begin += kKeys) {
       gather(s, begin, rows.kv_len);
-      const int32_t skip = first_row(begin);
-      Products::score(s.products, s.scores, skip, n, d);
-      for (int32_t row = skip; row < n; ++row) soften(s, row, visible(rows, row) - begin);
-      Products::add_values(s.products, s.scores, s.part, skip, n, d);
+      for (int32_t row = first_row(begin), last; row < n; row = last) {
+        last = n - row < Products::kBlockRows ? n : row + static_cast<int32_t>(Products::kBlockRows);
+        Products::score(s.products, s.scores, row, last, d);
+        soften(s, row, last, begin);
+        Products::add_values(s.products, s.scores, s.part, row, last, d);
+      }
     }
   }
 

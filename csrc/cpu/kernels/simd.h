@@ -66,9 +66,20 @@ inline Reg vmin(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm256_min_ps(reint
 inline Reg vmax(Reg a, Reg b) { return a > b ? a : b; }
 inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
 #endif
-inline Reg splat_reg(float x) { return Reg{} + x; }
+// a b + c, rounded once where the instruction set has that: left to itself, GCC fuses some blocks of a kernel and, where it takes a
+// chain of such sums to be slow, others not, and a row's bits would depend on its neighbours.
+inline Reg fused(Reg a, Reg b, Reg c) {
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+  return reinterpret_cast<Reg>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(QDENGINE_ISA_avx2)
+  return reinterpret_cast<Reg>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#else
+  return a * b + c;
+#endif
+}
+inline Reg splat_reg(float x) { return x - Reg{}; }  // + would be an addition: minus zero becomes zero
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }
 
 inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
 inline Reg load_reg(const bf16* p) {
@@ -76,10 +87,14 @@ inline Reg load_reg(const bf16* p) {
 }
 inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
 inline void store_reg(bf16* p, Reg x) {  // to nearest, ties to even; NaN stays NaN
+#if defined(QDENGINE_ISA_avx512_bf16) && !defined(QDENGINE_EMULATED)
+  *reinterpret_cast<HReg*>(p) = reinterpret_cast<HReg>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
   const UReg bits = reinterpret_cast<UReg>(x);
   const UReg rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   const UReg quiet = (bits >> 16) | 0x40u;
   *reinterpret_cast<HReg*>(p) = __builtin_convertvector(x == x ? rounded : quiet, HReg);
+#endif
 }
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
@@ -202,16 +217,19 @@ inline void transpose(const T* const* rows, int64_t i, float* to, int64_t ld) {
   for (int r = 0; r < kWidth; ++r) store_reg(to + r * ld, x[r]);
 }
 
+typedef float Quarter __attribute__((vector_size(16), aligned(4), may_alias));
+
 // One fixed order of addition on every instruction set.
-inline float sum(Vec x) {
-  float total[4];
-  for (int i = 0; i < 4; ++i) total[i] = (x[i] + x[i + 4]) + (x[i + 8] + x[i + 12]);
+inline float sum(const Vec& x) {
+  const Quarter* part = reinterpret_cast<const Quarter*>(&x);
+  const Quarter total = (part[0] + part[1]) + (part[2] + part[3]);
   return (total[0] + total[1]) + (total[2] + total[3]);
 }
-inline float max(Vec x) {
-  float best = x[0];
-  for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+inline float max(const Vec& x) {
+  const auto larger = [](auto a, auto b) { return a > b ? a : b; };
+  const Quarter* part = reinterpret_cast<const Quarter*>(&x);
+  const Quarter best = larger(larger(part[0], part[1]), larger(part[2], part[3]));
+  return larger(larger(best[0], best[1]), larger(best[2], best[3]));
 }
 
 // A Vec that a loop accumulates, in registers: as a Vec, GCC keeps it in memory, and loads it in other pieces than it stores.
@@ -230,23 +248,37 @@ struct Lanes {
   }
 };
 
-// exp by 2^n * p(r), r in [-ln2/2, ln2/2]: the polynomial of Cephes' expf, relative error below 2e-7; 0 below -87.3.
-inline Reg exp(Reg x) {
-  const Reg clamped = vmax(vmin(x, splat_reg(88.0f)), splat_reg(-87.33654f));
-  const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-  const Reg n = shifted - 12582912.0f;
-  const Reg r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+// The polynomial of Cephes' expf, for r in [-ln2/2, ln2/2]: relative error below 2e-7.
+inline Reg exp_part(Reg r) {
   Reg p = splat_reg(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  return p * r * r + r + 1.0f;
+}
+
+// exp by 2^n * p(r), x = n ln2 + r.
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+inline Reg exp(Reg x) {
+  const Reg clamped = vmax(vmin(x, splat_reg(128.0f)), splat_reg(-200.0f));  // infinite and 0
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Reg whole = reinterpret_cast<Reg>(n), r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  return reinterpret_cast<Reg>(_mm512_scalef_ps(reinterpret_cast<__m512>(exp_part(r)), n));
+}
+#else
+// 0 below -87.3.
+inline Reg exp(Reg x) {
+  const Reg clamped = vmax(vmin(x, splat_reg(88.0f)), splat_reg(-87.33654f));
+  const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
+  const Reg n = shifted - 12582912.0f;
+  const Reg r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   const IReg scale = (reinterpret_cast<IReg>(shifted) + (127 - 0x4B400000)) << 23;  // 1.5 * 2^23 is 0x4B400000
-  const Reg y = p * reinterpret_cast<Reg>(scale);
+  const Reg y = exp_part(r) * reinterpret_cast<Reg>(scale);
   return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(-87.33654f)));
 }
+#endif
 #if !defined(QDENGINE_ISA_avx512)
 inline Vec exp(Vec x) {
   Vec y;
