@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH ?= torch==2.13.0
+JOBS ?= 2
+# Alone: other tests beside it would slow one side of its ratios.
+SPEED := tests/engine/test_speed.py
 SOURCES := $(shell find csrc triton_kernels python/qdengine -name '*.py' -o -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test check bench sanitize clean
@@ -23,7 +26,8 @@ demo: $(VENV)/installed.stamp
 	$(BIN)/python examples/demo.py
 
 test: check
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --durations=10
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --durations=10 -n $(JOBS) --dist worksteal --ignore $(SPEED)
+	$(BIN)/python -m pytest -q $(SPEED)
 
 check: $(VENV)/installed.stamp
 	$(BIN)/ruff check .

@@ -108,7 +108,13 @@ def profile(precision: str, step: str, random: dict[str, torch.Tensor], passes: 
     made = []
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
         size, flops, rate = floors.get(part, (0.0, 0.0, 1.0))
-        found = {"precision": precision, "step": step, "part": part, "ms": 1e3 * seconds / passes}
+        found = {
+            "precision": precision,
+            "dtype": str(dtype).removeprefix("torch."),
+            "step": step,
+            "part": part,
+            "ms": 1e3 * seconds / passes,
+        }
         floor = 1e3 * max(flops / rate, size / bandwidth())
         made.append(found | {"share": seconds / whole, "bytes": size, "flops": flops, "floor_ms": floor})
     return made

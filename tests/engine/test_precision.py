@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,10 @@ from qdengine import Engine, EngineConfig, errors, ops
 from qdengine.checkpoint import load, quantized, save_bundle
 from qdengine.model.decoder import Decoder
 from qdengine.model.kv_cache import KVCache
-from qdengine.model.layers import StepInputs
 from qdengine.model.linear import PackedLinear
 from qdengine.ops import native
 from safetensors.torch import load_file
-from tiny import TEXT, tiny_bundle, tokenizer_json
+from tiny import TEXT, step_inputs, tiny_bundle, tokenizer_json
 
 BATCH = [{"query": query, "document": TEXT * n} for query, n in (("fox", 1), ("When do trains leave?", 3), ("rain", 2))]
 FAMILIES = ("llama", "qwen3", "gpt2")
@@ -61,11 +61,7 @@ def logits(bundle, number: torch.dtype | None, backend: str = "cpu", count: int 
     )
     ids = torch.tensor(checkpoint.tokenizer().encode(TEXT * 2).ids[:count], dtype=torch.int32)
     assert len(ids) == count
-    places = torch.arange(count, dtype=torch.int32)
-    inputs = StepInputs(
-        ids, places, places, torch.arange(-(-count // 16), dtype=torch.int32)[None], torch.tensor([count]).int(),
-        torch.tensor([0, count]).int(), places,
-    )  # fmt: skip
+    inputs = replace(step_inputs([count], list(range(count)), checkpoint.config.vocab_size), ids=ids)
     kept = decoder.forward(inputs, KVCache(checkpoint.config, 1 << 22, 16, torch.float32, cpu))
     return decoder.head.logits(kept)
 

@@ -22,7 +22,9 @@ def convert(source: str, destination: str, kind: str) -> None:
 
     if kind == "int8":  # main_export leaves out what it is told of quantisation
         weights = OVWeightQuantizationConfig(bits=8, sym=False)
-        OVModelForCausalLM.from_pretrained(source, export=True, quantization_config=weights).save_pretrained(destination)
+        OVModelForCausalLM.from_pretrained(source, export=True, quantization_config=weights).save_pretrained(
+            destination
+        )
     else:
         main_export(source, destination, task="text-generation-with-past", ov_config=OVConfig(dtype=kind))
 

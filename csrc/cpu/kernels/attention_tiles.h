@@ -76,10 +76,11 @@ template <class C>
 struct InTiles {
   using Query = bf16;
   using Cached = C;
-  static constexpr int64_t kPadRows = kTilePad, kBlockRows = kTilePad;
+  // All rows are one block: what reads a tile just after it was stored waits for it (blocks of 32 rows took 1.19 times as long).
+  static constexpr int64_t kPadRows = kTilePad, kBlockRows = kMaxRows;
   static constexpr bool kEightBit = sizeof(C) == 1;
 
-  struct Memory {
+  struct Operands {
     bf16 q[(kMaxRows + kTilePad) * kMaxHeadWidth], weights[(kMaxRows + kTilePad) * kKeys];
     bf16 wide_keys[kKeys * kMaxHeadWidth], wide_values[kKeys * kMaxHeadWidth];  // of 8 bits
     int32_t key_pairs[kKeys * kMaxHeadWidth / 2], value_pairs[kKeys * kMaxHeadWidth / 2];
@@ -89,12 +90,12 @@ struct InTiles {
   static int64_t stride(int64_t d) { return (d + kTilePad - 1) / kTilePad * kTilePad; }
   static void begin() { tile_begin(); }
   static void end() { tile_end(); }
-  static void lay_query(Memory& m, int64_t row, const bf16* q, int64_t d) {
+  static void lay_query(Operands& m, int64_t row, const bf16* q, int64_t d) {
     bf16* to = m.q + row * stride(d);
     for (int64_t i = 0; i < d; ++i) to[i] = q[i];
     for (int64_t i = d; i < stride(d); ++i) to[i] = bf16{0};
   }
-  static void lay(Memory& m, const Gathered<C>& from, int64_t d) {
+  static void lay(Operands& m, const Gathered<C>& from, int64_t d) {
     const int64_t ld = stride(d);
     if constexpr (kEightBit) {
       const bf16 *keys[kKeys], *values[kKeys];
@@ -111,21 +112,21 @@ struct InTiles {
       lay_pairs(m, from.keys, from.values, d);
     }
   }
-  static void score(Memory& m, float* scores, int64_t first, int64_t n, int64_t d) {
+  static void score(Operands& m, float* scores, int64_t first, int64_t n, int64_t d) {
     const int64_t ld = stride(d);
     tile_product<false>(m.q + first * ld, ld, m.key_pairs, ld / 2, scores + first * kKeys, kKeys, n - first, kKeys / 16);
   }
-  static Reg scaled(const Memory& m, Reg score, int64_t j) { return kEightBit ? score * load_reg(m.key_scales + j) : score; }
-  static void weigh(Memory& m, float*, int64_t row, int64_t j, Reg weight) {
+  static Reg scaled(const Operands& m, Reg score, int64_t j) { return kEightBit ? score * load_reg(m.key_scales + j) : score; }
+  static void weigh(Operands& m, float*, int64_t row, int64_t j, Reg weight) {
     store_reg(m.weights + row * kKeys + j, kEightBit ? weight * load_reg(m.value_scales + j) : weight);
   }
-  static void add_values(Memory& m, const float*, float* part, int64_t first, int64_t n, int64_t d) {
+  static void add_values(Operands& m, const float*, float* part, int64_t first, int64_t n, int64_t d) {
     const int64_t ld = stride(d);
     tile_product<true>(m.weights + first * kKeys, kKeys, m.value_pairs, kKeys / 2, part + first * ld, ld, n - first, ld / 16);
   }
 
  private:
-  static void lay_pairs(Memory& m, const bf16* const* keys, const bf16* const* values, int64_t d) {
+  static void lay_pairs(Operands& m, const bf16* const* keys, const bf16* const* values, int64_t d) {
     lay_key_pairs(keys, d, stride(d) / 2, m.key_pairs, kKeys / 16);
     lay_value_pairs(values, d, kKeys / 2, m.value_pairs, stride(d) / 16);
   }

@@ -116,11 +116,10 @@ struct Writer {
   const LinearArgs& a;
   const Packed<Dot>& packed;
 
-  // 16 sums of each of some rows, `stride` apart, to one panel's columns, of which there are `left`. What all rows share is read
-  // before the first is written.
+  // 16 sums of each of some rows, `stride` apart, to one panel's columns. What all rows share is read before the first is written.
   template <class T>
-  void write(const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel, int64_t left) const {
-    const int64_t column = panel * kPanel, next = a.out_stride;
+  void write_panel(const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel) const {
+    const int64_t column = panel * kPanel, left = a.columns - column, next = a.out_stride;
     const T* biases = static_cast<const T*>(a.bias) + column;
     const float* row_scales = nullptr;
     T* out = static_cast<T*>(a.out) + row * next + column;
@@ -150,9 +149,8 @@ __attribute__((noinline, noipa)) void write_block(const Writer<Dot>& write, cons
                                            int64_t panel) {
   for (int64_t p = 0; p < panels; ++p, ++panel) {
     const auto* first = static_cast<const typename Dot::Sums*>(sums) + p;
-    const int64_t left = write.a.columns - panel * kPanel;
-    write.a.dtype == DType::bf16 ? write.template write<bf16>(first, panels, rows, row, panel, left)
-                                 : write.template write<float>(first, panels, rows, row, panel, left);
+    write.a.dtype == DType::bf16 ? write.template write_panel<bf16>(first, panels, rows, row, panel)
+                                 : write.template write_panel<float>(first, panels, rows, row, panel);
   }
 }
 
@@ -257,7 +255,7 @@ void tile_block(const Writer<Dot>& write, const char* x, int64_t stride, int64_t
   write_block(write, sums, rows, N, row, panel);
 }
 
-// Two panels at a time, which stay in the core's first cache for all rows. Rows are read where they are, unless they end inside a tile.
+// Two panels at a time, which stay near the core for all rows. Rows are read where they are, unless they end inside a tile.
 template <class Dot, class X>
 void run_in_tiles(const Writer<Dot>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
   const LinearArgs& a = write.a;

@@ -71,9 +71,9 @@ template <class T, class C>
 struct InRegisters {
   using Query = T;
   using Cached = C;
-  static constexpr int64_t kPadRows = 0, kBlockRows = 24;
+  static constexpr int64_t kPadRows = 0, kBlockRows = 24;  // whole register blocks of every instruction set
 
-  struct Memory {
+  struct Operands {
     float q[kMaxRows * kMaxHeadWidth];
     float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
     float v[kKeys * kMaxHeadWidth];
@@ -83,10 +83,10 @@ struct InRegisters {
   static int64_t stride(int64_t d) { return padded(d); }
   static void begin() {}
   static void end() {}
-  static void lay_query(Memory& m, int64_t row, const T* q, int64_t d) {
+  static void lay_query(Operands& m, int64_t row, const T* q, int64_t d) {
     for (int64_t i = 0; i < d; ++i) m.q[row * d + i] = load1(q + i);
   }
-  static void lay(Memory& m, const Gathered<C>& from, int64_t d) {
+  static void lay(Operands& m, const Gathered<C>& from, int64_t d) {
     const int64_t ld = padded(d);
     if constexpr (sizeof(C) == 1) {
       const float* wide[kKeys];
@@ -100,13 +100,13 @@ struct InRegisters {
     }
     for (int64_t j = 0; j < kKeys; ++j) widen(from.values[j], from.value_scales[j], m.v + j * ld, d);
   }
-  static void score(Memory& m, float* scores, int64_t first, int64_t n, int64_t d) {
+  static void score(Operands& m, float* scores, int64_t first, int64_t n, int64_t d) {
     for (int64_t i = first * kKeys; i < n * kKeys; ++i) scores[i] = 0.0f;
     multiply_add(m.q + first * d, d, m.k, kKeys, scores + first * kKeys, kKeys, n - first, kKeys, d);
   }
-  static Reg scaled(const Memory&, Reg score, int64_t) { return score; }
-  static void weigh(Memory&, float* score, int64_t, int64_t, Reg weight) { store_reg(score, weight); }
-  static void add_values(Memory& m, const float* scores, float* part, int64_t first, int64_t n, int64_t d) {
+  static Reg scaled(const Operands&, Reg score, int64_t) { return score; }
+  static void weigh(Operands&, float* score, int64_t, int64_t, Reg weight) { store_reg(score, weight); }
+  static void add_values(Operands& m, const float* scores, float* part, int64_t first, int64_t n, int64_t d) {
     const int64_t ld = padded(d);
     multiply_add(scores + first * kKeys, kKeys, m.v, ld, part + first * ld, ld, n - first, ld, kKeys);
   }
@@ -114,7 +114,7 @@ struct InRegisters {
  private:
   // The keys of a tile, transposed.
   template <class Number>
-  static void lay_keys(Memory& m, const Number* const* keys, int64_t d) {
+  static void lay_keys(Operands& m, const Number* const* keys, int64_t d) {
     const int64_t whole = d / kWidth * kWidth;
     for (int64_t j = 0; j < kKeys; j += kWidth) {
       for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, m.k + i * kKeys + j, kKeys);
@@ -125,10 +125,10 @@ struct InRegisters {
   }
 };
 
-// Aligned, so that a row of a tile is one cache line.
+// Aligned, so that a row of an AMX tile is one cache line.
 template <class Products>
 struct alignas(64) Scratch {
-  typename Products::Memory products;
+  typename Products::Operands operands;
   float out[kMaxRows * kMaxHeadWidth];                          // sums of values: of all splits so far,
   float part[(kMaxRows + Products::kPadRows) * kMaxHeadWidth];  // and of this one
   float scores[(kMaxRows + Products::kPadRows) * kKeys];
@@ -177,14 +177,15 @@ struct Item {
       if constexpr (sizeof(C) == 1) found.key_scales[j] = a.k_scales[at], found.value_scales[j] = a.v_scales[at];
       if (++offset == a.block_tokens) offset = 0, ++block;
     }
-    Products::lay(s.products, found, d);
+    Products::lay(s.operands, found, d);
   }
 
   Reg scaled(const Memory& s, const float* scores, int64_t j) const {
-    return Products::scaled(s.products, load_reg(scores + j) * a.scale, j);
+    return Products::scaled(s.operands, load_reg(scores + j) * a.scale, j);
   }
 
-  // The largest of one row's scores, of which `seen` keys of the tile are visible, and of those before.
+  // Hides the scores of one row behind the `seen` keys of the tile that are visible. Returns the largest of the others and those
+  // before.
   float largest(Memory& s, int64_t row, int64_t seen) const {
     float* x = s.scores + row * kKeys;
     for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
@@ -205,7 +206,7 @@ struct Item {
 #pragma GCC unroll 4
       for (int i = 0; i < kRegs; ++i) {
         const Reg weight = exp(scaled(s, x, j + i * kWidth) - top);
-        Products::weigh(s.products, x + j + i * kWidth, row, j + i * kWidth, weight);
+        Products::weigh(s.operands, x + j + i * kWidth, row, j + i * kWidth, weight);
         total[i] += weight;
       }
     }
@@ -251,9 +252,9 @@ struct Item {
       gather(s, begin, rows.kv_len);
       for (int32_t row = first_row(begin), last; row < n; row = last) {
         last = n - row < Products::kBlockRows ? n : row + static_cast<int32_t>(Products::kBlockRows);
-        Products::score(s.products, s.scores, row, last, d);
+        Products::score(s.operands, s.scores, row, last, d);
         soften(s, row, last, begin);
-        Products::add_values(s.products, s.scores, s.part, row, last, d);
+        Products::add_values(s.operands, s.scores, s.part, row, last, d);
       }
     }
   }
@@ -271,7 +272,7 @@ struct Item {
 
   void lay_queries(Memory& s) const {
     for (int32_t row = 0; row < count(rows); ++row) {
-      Products::lay_query(s.products, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), a.head_width);
+      Products::lay_query(s.operands, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), a.head_width);
     }
   }
 

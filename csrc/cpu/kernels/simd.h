@@ -69,7 +69,11 @@ inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
 // a b + c, rounded once where the instruction set has that: left to itself, GCC fuses some blocks of a kernel and, where it takes a
 // chain of such sums to be slow, others not, and a row's bits would depend on its neighbours.
 inline Reg fused(Reg a, Reg b, Reg c) {
-#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+#if defined(QDENGINE_EMULATED)
+  Reg y;
+  for (int i = 0; i < kWidth; ++i) y[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return y;
+#elif defined(QDENGINE_ISA_avx512)
   return reinterpret_cast<Reg>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
 #elif defined(QDENGINE_ISA_avx2)
   return reinterpret_cast<Reg>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
@@ -86,7 +90,8 @@ inline Reg load_reg(const bf16* p) {
   return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
 }
 inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
-inline void store_reg(bf16* p, Reg x) {  // to nearest, ties to even; NaN stays NaN
+// To nearest, ties to even; NaN stays NaN. The instruction makes 0 of subnormal numbers.
+inline void store_reg(bf16* p, Reg x) {
 #if defined(QDENGINE_ISA_avx512_bf16) && !defined(QDENGINE_EMULATED)
   *reinterpret_cast<HReg*>(p) = reinterpret_cast<HReg>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
 #else
@@ -259,18 +264,18 @@ inline Reg exp_part(Reg r) {
   return p * r * r + r + 1.0f;
 }
 
-// exp by 2^n * p(r), x = n ln2 + r.
+// exp by 2^n * p(r), x = n ln2 + r; 0 below -87.3, so that no weight is subnormal, which products are slow with. Of no number, none.
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
 inline Reg exp(Reg x) {
-  const Reg clamped = vmax(vmin(x, splat_reg(128.0f)), splat_reg(-200.0f));  // infinite and 0
-  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Reg whole = reinterpret_cast<Reg>(n), r = (clamped - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  return reinterpret_cast<Reg>(_mm512_scalef_ps(reinterpret_cast<__m512>(exp_part(r)), n));
+  const Reg cut = vmax(splat_reg(-200.0f), vmin(splat_reg(128.0f), x));  // minus infinity times 0 would be no number
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(cut * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Reg whole = reinterpret_cast<Reg>(n), r = (cut - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
+  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(exp_part(r)), n));
 }
 #else
-// 0 below -87.3.
 inline Reg exp(Reg x) {
-  const Reg clamped = vmax(vmin(x, splat_reg(88.0f)), splat_reg(-87.33654f));
+  const Reg clamped = vmax(splat_reg(-87.33654f), vmin(splat_reg(88.0f), x));
   const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
   const Reg n = shifted - 12582912.0f;
   const Reg r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;

@@ -4,7 +4,8 @@ A few columns of what a linear layer takes are far wider than the rest, and set 
 divided by s[j], and column j of the weight multiplied by it: s = sqrt(widest x / widest weight) of the column,
 relative to their mean, as the nearest power of two, so that in floating point every result keeps its bits. The division
 goes into what makes the column: a norm, the values' part of qkv, the ungated half of gate_up. How wide a column gets is
-seen on random tokens: it depends little on the text.
+seen on random tokens, in a pass by the library: it depends little on the text, and where the library rounds otherwise
+another power of two may come out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from . import linear
 from .kv_cache import KVCache
 from .layers import Build, Layers, StepInputs
 
-_TOKENS, _BLOCK, _LEAST = 256, 16, 1e-5
+_TOKENS, _BLOCK, _LEAST = 128, 16, 1e-5
 _PRODUCTS = ("qkv", "out", "up", "down")
 
 
@@ -38,23 +39,25 @@ def smoothed(build: Build) -> dict[str, Tensor]:
 
 
 class _Watched:
-    """A linear layer, and the widest number in every column of what it took."""
+    """A library's product of a weight as the file has it, and the widest number in every column of what it took."""
 
-    def __init__(self, layer: linear.Layer) -> None:
-        self._layer = layer
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
 
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         self.widest = x.abs().amax(0).float()
-        return self._layer(x, scales)
+        return torch.nn.functional.linear(x, self._weight.to(x.dtype), self._bias)
+
+
+class _Watching(Build):
+    def linear(self, name: str) -> linear.Layer:
+        return _Watched(self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
 
 def _widest(build: Build) -> dict[tuple[int, str], Tensor]:
     """Of every layer's products, in a pass over random tokens in floating point."""
     config, embed = build.config, build.weights["embed.weight"]
-    layers = Layers(Build(build.ops, config, build.weights, build.dtype, None, False), None)
-    watched = {(i, name): _Watched(getattr(layer, name)) for i, layer in enumerate(layers.layers) for name in _PRODUCTS}
-    for (i, name), layer in watched.items():
-        setattr(layers.layers[i], name, layer)
+    layers = Layers(_Watching(build.ops, config, build.weights, build.dtype, None, False), None)
     tokens = min(_TOKENS, config.max_positions)
     blocks = -(-tokens // _BLOCK)
     ids = torch.randint(config.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
@@ -63,7 +66,8 @@ def _widest(build: Build) -> dict[tuple[int, str], Tensor]:
     step = StepInputs(*(t.to(embed.device) for t in (ids, places, places, table, ends[1:], ends, places)))
     size = 2 * config.layers * config.kv_heads * config.head_width * build.dtype.itemsize * blocks * _BLOCK
     layers(step, KVCache(config, size, _BLOCK, build.dtype, embed.device))
-    return {key: layer.widest for key, layer in watched.items()}
+    watched = {(i, name): getattr(layer, name) for i, layer in enumerate(layers.layers) for name in _PRODUCTS}
+    return {key: product.widest for key, product in watched.items()}
 
 
 def _move(weights: dict[str, Tensor], maker: str, taker: str, widest: Tensor) -> None:
