@@ -50,4 +50,4 @@ def test_8_bits_lose_less(family, tmp_path):
     weights = outliers(loaded)
     whole = logits(loaded, weights)
     plain, smooth = (logits(loaded, weights, torch.int8, ready) - whole for ready in (True, False))
-    assert 0 < smooth.norm() < (0.85 if PAIR else 0.6) * plain.norm()
+    assert 0 < smooth.norm() < (0.92 if PAIR else 0.6) * plain.norm()  # without smoothing 1
