@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from common import facts, write
-from qdengine import checkpoint, doctor, student
+from qdengine import checkpoint, student
 from qdengine.config import DEFAULT_STUDENT, PRECISIONS
+from qdengine.engine.device import chosen_precision
 from qdengine.export import export
 from tqdm import tqdm
 
@@ -106,7 +108,7 @@ def usual_dtype(device: str, precision: str) -> str:
     """In which the others compute: ours, where it is no 8-bit one, else what ours would choose."""
     if precision in ("float32", "bfloat16"):
         return precision
-    return "bfloat16" if device == "cuda" or doctor.examine()["avx512_bf16"] else "float32"
+    return chosen_precision("auto", torch.device(device))
 
 
 def interpreters(given: tuple[str, ...]) -> dict[str, str]:

@@ -115,42 +115,43 @@ template <class Dot>
 struct Writer {
   const LinearArgs& a;
   const Packed<Dot>& packed;
-
-  // 16 sums of each of some rows, `stride` apart, to one panel's columns. What all rows share is read before the first is written.
-  template <class T>
-  void write_panel(const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel) const {
-    const int64_t column = panel * kPanel, left = a.columns - column, next = a.out_stride;
-    const T* biases = static_cast<const T*>(a.bias) + column;
-    const float* row_scales = nullptr;
-    T* out = static_cast<T*>(a.out) + row * next + column;
-    const bool whole = left >= kPanel, biased = a.bias;
-    Vec bias = {}, scales = {};
-    IVec excess = {};
-    if (biased) bias = whole ? load(biases) : load_some(biases, left);
-    if constexpr (Packed<Dot>::kEightBit) scales = load(packed.scales(a.weight) + column), row_scales = a.scales + row;
-    if constexpr (kUnsigned) excess = *reinterpret_cast<const IVec*>(packed.excess(a.weight) + column);
-    for (int64_t r = 0; r < rows; ++r, out += next) {
-      Vec y;
-      if constexpr (Packed<Dot>::kEightBit) {
-        y = __builtin_convertvector(sums[r * stride] - excess, Vec) * (scales * row_scales[r]);
-      } else {
-        y = sums[r * stride];
-      }
-      if (biased) y += bias;
-      whole ? store(out, y) : store_some(out, y, left);
-    }
-  }
 };
+
+// 16 sums of each of some rows, `stride` apart, to one panel's columns. What all rows share is read before the first is written.
+template <class T, class Dot>
+inline void write_panel(const Writer<Dot>& write, const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel) {
+  const LinearArgs& a = write.a;
+  const int64_t column = panel * kPanel, left = a.columns - column, next = a.out_stride;
+  const T* biases = static_cast<const T*>(a.bias) + column;
+  const float* row_scales = nullptr;
+  T* out = static_cast<T*>(a.out) + row * next + column;
+  const bool whole = left >= kPanel, biased = a.bias;
+  Vec bias = {}, scales = {};
+  IVec excess = {};
+  if (biased) bias = whole ? load(biases) : load_some(biases, left);
+  if constexpr (Packed<Dot>::kEightBit) scales = load(write.packed.scales(a.weight) + column), row_scales = a.scales + row;
+  if constexpr (kUnsigned) excess = *reinterpret_cast<const IVec*>(write.packed.excess(a.weight) + column);
+  for (int64_t r = 0; r < rows; ++r, out += next) {
+    Vec y;
+    if constexpr (Packed<Dot>::kEightBit) {
+      y = __builtin_convertvector(sums[r * stride] - excess, Vec) * (scales * row_scales[r]);
+    } else {
+      y = sums[r * stride];
+    }
+    if (biased) y += bias;
+    whole ? store(out, y) : store_some(out, y, left);
+  }
+}
 
 // The sums of some rows and panels, [rows][panels][16]. One copy of it for all blocks: compiled for one of them alone, it might round
 // otherwise.
 template <class Dot>
 __attribute__((noinline, noipa)) void write_block(const Writer<Dot>& write, const void* sums, int64_t rows, int64_t panels, int64_t row,
                                            int64_t panel) {
-  for (int64_t p = 0; p < panels; ++p, ++panel) {
+  for (int64_t p = 0; p < panels; ++p) {
     const auto* first = static_cast<const typename Dot::Sums*>(sums) + p;
-    write.a.dtype == DType::bf16 ? write.template write_panel<bf16>(first, panels, rows, row, panel)
-                                 : write.template write_panel<float>(first, panels, rows, row, panel);
+    write.a.dtype == DType::bf16 ? write_panel<bf16>(write, first, panels, rows, row, panel + p)
+                                 : write_panel<float>(write, first, panels, rows, row, panel + p);
   }
 }
 

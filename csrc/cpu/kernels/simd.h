@@ -66,6 +66,7 @@ inline Reg vmin(Reg a, Reg b) { return reinterpret_cast<Reg>(_mm256_min_ps(reint
 inline Reg vmax(Reg a, Reg b) { return a > b ? a : b; }
 inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
 #endif
+
 // a b + c, rounded once where the instruction set has that: left to itself, GCC fuses some blocks of a kernel and, where it takes a
 // chain of such sums to be slow, others not, and a row's bits would depend on its neighbours.
 inline Reg fused(Reg a, Reg b, Reg c) {
@@ -81,8 +82,8 @@ inline Reg fused(Reg a, Reg b, Reg c) {
   return a * b + c;
 #endif
 }
-inline Reg splat_reg(float x) { return x - Reg{}; }  // + would be an addition: minus zero becomes zero
 
+inline Reg splat_reg(float x) { return x - Reg{}; }  // + would be an addition: minus zero becomes zero
 inline Vec splat(float x) { return x - Vec{}; }
 
 inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
@@ -253,8 +254,9 @@ struct Lanes {
   }
 };
 
-// The polynomial of Cephes' expf, for r in [-ln2/2, ln2/2]: relative error below 2e-7.
-inline Reg exp_part(Reg r) {
+// exp(x - n ln2), which is in [-ln2/2, ln2/2], by the polynomial of Cephes' expf: relative error below 2e-7.
+inline Reg exp_part(Reg x, Reg n) {
+  const Reg r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Reg p = splat_reg(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -264,24 +266,23 @@ inline Reg exp_part(Reg r) {
   return p * r * r + r + 1.0f;
 }
 
-// exp by 2^n * p(r), x = n ln2 + r; 0 below -87.3, so that no weight is subnormal, which products are slow with. Of no number, none.
+// exp by 2^n exp_part(x, n). Below kLeastExponent 0, so that no weight is subnormal, which products are slow with; NaN stays NaN.
+constexpr float kLeastExponent = -87.33654f;
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
 inline Reg exp(Reg x) {
-  const Reg cut = vmax(splat_reg(-200.0f), vmin(splat_reg(128.0f), x));  // minus infinity times 0 would be no number
-  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(cut * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Reg whole = reinterpret_cast<Reg>(n), r = (cut - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(-87.33654f), _CMP_NLT_UQ);
-  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(exp_part(r)), n));
+  const Reg clamped = vmax(splat_reg(-200.0f), vmin(splat_reg(128.0f), x));  // minus infinity times 0 would be no number
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastExponent), _CMP_NLT_UQ);
+  const Reg part = exp_part(clamped, reinterpret_cast<Reg>(n));
+  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(part), n));
 }
 #else
 inline Reg exp(Reg x) {
-  const Reg clamped = vmax(splat_reg(-87.33654f), vmin(splat_reg(88.0f), x));
+  const Reg clamped = vmax(splat_reg(kLeastExponent), vmin(splat_reg(88.0f), x));
   const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-  const Reg n = shifted - 12582912.0f;
-  const Reg r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   const IReg scale = (reinterpret_cast<IReg>(shifted) + (127 - 0x4B400000)) << 23;  // 1.5 * 2^23 is 0x4B400000
-  const Reg y = exp_part(r) * reinterpret_cast<Reg>(scale);
-  return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(-87.33654f)));
+  const Reg y = exp_part(clamped, shifted - 12582912.0f) * reinterpret_cast<Reg>(scale);
+  return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(kLeastExponent)));
 }
 #endif
 #if !defined(QDENGINE_ISA_avx512)
