@@ -19,6 +19,7 @@ KINDS = {
     "float": "float",
     "typing.SupportsFloat | typing.SupportsIndex": "float",
     "int": "int",
+    "bool": "bool",
     "typing.SupportsInt | typing.SupportsIndex": "int",
 }
 Signature = list[tuple[str, str]]

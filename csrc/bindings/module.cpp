@@ -65,6 +65,7 @@ static py::dict build_info() {
   info["isas"] = qdengine::cpu_isas();
   info["isa"] = qdengine::cpu_kernels().isa;
   info["largest_pair"] = qdengine::cpu_kernels().largest_pair;
+  info["gates"] = qdengine::cpu_kernels().gates;
   info["cuda"] = qdengine::cuda_kernels() != nullptr;
   py::list archs;
 #ifdef QDENGINE_WITH_CUDA
@@ -116,7 +117,8 @@ PYBIND11_MODULE(_native, m) {
         py::arg("finished"), py::arg("ends"), py::arg("admitted"), py::arg("staged"), free_gil);
   m.def("packed_bytes", &ops::packed_bytes, py::arg("weight"));
   m.def("pack_linear", &ops::pack_linear, py::arg("packed"), py::arg("weight"), py::arg("weight_scales"), free_gil);
-  m.def("linear", &ops::linear, py::arg("out"), py::arg("x"), py::arg("scales"), py::arg("packed"), py::arg("bias"), free_gil);
+  m.def("linear", &ops::linear, py::arg("out"), py::arg("x"), py::arg("scales"), py::arg("packed"), py::arg("bias"),
+        py::arg("gated"), free_gil);
   bind_layers(m);
   m.def("usable_threads", &qdengine::usable_threads, "Threads that this process may keep busy: its affinity, quota and OMP_NUM_THREADS.");
   m.def("set_thread_limit", &qdengine::set_thread_limit, py::arg("limit"),

@@ -33,6 +33,8 @@ inline void relax() {
 #endif
 }
 
+thread_local bool in_a_call = false;
+
 // The present call in one word: its number, whether workers may still join it, and how many have.
 struct Call {
   static constexpr uint64_t kOpen = 1u << 31, kJoined = kOpen - 1;
@@ -89,7 +91,9 @@ class Pool {
   }
 
   void work() noexcept {
+    in_a_call = true;
     for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) task_(data_, i);
+    in_a_call = false;
   }
 
   // Whether there is a call other than `seen` for this worker; joins it, and then `seen` is its number.
@@ -210,7 +214,6 @@ int environment_threads() {
 }
 
 thread_local int limit_of_thread = 0;
-thread_local bool in_a_call = false;
 
 }  // namespace
 
@@ -225,6 +228,7 @@ int usable_threads() {
 void set_thread_limit(int limit) { limit_of_thread = std::max(0, limit); }
 
 int call_threads() {
+  if (in_a_call) return 1;
   static const int usable = usable_threads();
   return limit_of_thread > 0 ? limit_of_thread : usable;
 }
@@ -232,10 +236,7 @@ int call_threads() {
 void run_tasks(int64_t count, Task task, const void* data) {
   if (count > 1 && !in_a_call) {
     const int workers = static_cast<int>(std::min<int64_t>(count, call_threads())) - 1;
-    in_a_call = true;
-    const bool done = workers > 0 && pool().run(count, workers, task, data);
-    in_a_call = false;
-    if (done) return;
+    if (workers > 0 && pool().run(count, workers, task, data)) return;
   }
   for (int64_t i = 0; i < count; ++i) task(data, i);
 }

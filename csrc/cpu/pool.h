@@ -20,7 +20,7 @@ void run_tasks(int64_t count, Task task, const void* data);
 // OMP_NUM_THREADS.
 int usable_threads();
 
-// Those of a call that this thread makes.
+// Those of a call that this thread makes: one where it makes it from a task.
 int call_threads();
 
 // Most threads of the calls that this thread makes; 0: those that were usable at the process's first call.

@@ -1,5 +1,6 @@
 // All layers of a decoder on a CPU in one call. Op by op from Python, as on other backends, dispatch and fresh memory for every
-// result would take a tenth of a short step, and more where products are fast; here results lie in memory that is kept.
+// result would take a tenth of a short step, and more where products are fast; here results lie in memory that is kept. Between two
+// attentions every thread takes some rows through all ops, so that what one op leaves is still in the core's cache for the next.
 #pragma once
 
 #include <array>
@@ -59,6 +60,7 @@ class Layers {
  public:
   Layers(const DecoderShape& shape, const Tensor& embed, const OptionalTensor& places, const OptionalTensor& cos,
          const OptionalTensor& sin, std::vector<Layer> layers, const Norm& last);
+  ~Layers();
 
   // Keys and values of all tokens to the caches, and the last norm of step.rows to out, [R, E] in the tables' dtype or int8 with scales.
   void forward(const Tensor& out, const OptionalTensor& scales, const Step& step, const Caches& caches);
@@ -68,20 +70,28 @@ class Layers {
 
  private:
   enum Op { kTakeRows, kNorm, kLinear, kRopeAppend, kPagedAttention, kActivation, kQuantize, kOps };
-  struct Free {
-    void operator()(void* p) const;
-  };
+  using Seconds = std::array<double, kOps>;
+  class Memory;
+  struct Place;
+  struct Rows;
   struct Results;
 
   template <class F>
-  void run(Op op, F f);
-  void reserve(int64_t bytes);
-  Results results(int64_t tokens);
-  void normalise(const Norm& norm, const Tensor& out, const OptionalTensor& scales, const Tensor& residual, const Tensor* added);
-  void multiply(const Product& product, const Tensor& out, const Tensor& x, const OptionalTensor& scales);
-  void attend(size_t layer, const Results& to, const Step& step, const Caches& caches);
-  void feed(const Layer& layer, const Results& to, int64_t rows);
-  void take(const Tensor& out, const Tensor& table, const Tensor& ids);
+  static void run(Seconds& spent, Op op, F f);
+  template <class F>
+  void by_rows(int64_t tokens, F f);
+  Rows rows(int64_t tokens);
+  Results results(int64_t n) const;
+  void normalise(Seconds& spent, const Norm& norm, const Tensor& out, const OptionalTensor& scales, const Tensor& residual,
+                 const Tensor* added) const;
+  void multiply(Seconds& spent, const Product& product, const Tensor& out, const Tensor& x, const OptionalTensor& scales,
+                bool gated = false) const;
+  Tensor taken(Seconds& spent, const Tensor& rows, const Results& to) const;
+  void begin(Seconds& spent, const Tensor& residual, const Results& to, const Step& step) const;
+  void project(Seconds& spent, size_t layer, const Tensor& q, const Results& to, const Step& step, const Caches& caches) const;
+  void feed(Seconds& spent, const Layer& layer, const Tensor& mixed, const Tensor& residual, const Results& to, const Norm& next,
+            const Tensor& out, const OptionalTensor& out_scales) const;
+  void attend(size_t layer, const Rows& rows, const Step& step, const Caches& caches);
 
   DecoderShape shape_;
   Tensor embed_;
@@ -89,9 +99,8 @@ class Layers {
   std::vector<Layer> layers_;
   Norm last_;
   mutable std::mutex mutex_;  // of the memory and the seconds
-  std::unique_ptr<void, Free> memory_;
-  int64_t bytes_ = 0;
-  std::array<double, kOps> seconds_{};
+  std::unique_ptr<Memory> memory_;
+  Seconds seconds_{};
 };
 
 }  // namespace qdengine::ops

@@ -37,6 +37,7 @@ int64_t packed_bytes(const Tensor& weight) {
   const Check check("packed_bytes");
   check.shape("weight", weight, {-1, -1});
   number(check, "weight", weight);
+  if (weight.dim(1) == 0) check.fail("weight", "at least one column", "none");
   if (weight.dtype == DType::i8 && weight.dim(1) > kMostWidth) {
     check.fail("weight", "at most " + std::to_string(kMostWidth) + " columns of int8", std::to_string(weight.dim(1)));
   }
@@ -59,7 +60,10 @@ void pack_linear(const Tensor& packed, const Tensor& weight, const OptionalTenso
                              .number = weight.dtype});
 }
 
-void linear(const Tensor& out, const Tensor& x, const OptionalTensor& x_scales, const Tensor& packed, const OptionalTensor& bias) {
+bool gates(int64_t ffn_width) { return cpu_kernels().gates && ffn_width % kPanelColumns == 0; }
+
+void linear(const Tensor& out, const Tensor& x, const OptionalTensor& x_scales, const Tensor& packed, const OptionalTensor& bias,
+            bool gated) {
   const Check check("linear");
   check.shape("x", x, {-1, -1});
   number(check, "x", x);
@@ -67,10 +71,15 @@ void linear(const Tensor& out, const Tensor& x, const OptionalTensor& x_scales, 
   check.shape("out", out, {rows, -1});
   check.device("out", out, x);
   check.floating("out", out);
+  const int64_t columns = out.dim(1) * (gated ? 2 : 1);
+  if (gated && !gates(out.dim(1))) {
+    check.fail("gated", "an instruction set that gates, and a multiple of " + std::to_string(kPanelColumns) + " columns",
+               std::string(cpu_kernels().isa) + " and " + std::to_string(out.dim(1)));
+  }
   scales(check, "scales", x_scales, x, rows);
   bytes(check, packed, x);
   if (bias) {
-    check.shape("bias", *bias, {out.dim(1)});
+    check.shape("bias", *bias, {columns});
     check.like("bias", *bias, out);
   }
   if (rows == 0) return;
@@ -80,16 +89,17 @@ void linear(const Tensor& out, const Tensor& x, const OptionalTensor& x_scales, 
                                           .weight = packed.data,
                                           .bias = bias ? bias->data : nullptr,
                                           .rows = rows,
-                                          .columns = out.dim(1),
+                                          .columns = columns,
                                           .width = x.dim(1),
                                           .out_stride = out.stride[0],
                                           .x_stride = x.stride[0],
                                           .weight_bytes = packed.dim(0),
                                           .dtype = out.dtype,
-                                          .number = x.dtype});
+                                          .number = x.dtype,
+                                          .gated = gated});
   if (!fits) {
     check.fail("packed", "a " + std::string(name(x.dtype)) + " matrix of " + std::to_string(x.dim(1)) + " to " +
-                             std::to_string(out.dim(1)) + " that pack_linear packed for " + cpu_kernels().isa, "another");
+                             std::to_string(columns) + " that pack_linear packed for " + cpu_kernels().isa, "another");
   }
 }
 

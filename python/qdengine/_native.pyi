@@ -10,6 +10,7 @@ class _BuildInfo(TypedDict):
     isas: list[str]
     isa: str
     largest_pair: int
+    gates: bool
     cuda: bool
     cuda_archs: list[str]
 
@@ -127,9 +128,10 @@ def pack_linear(packed: Tensor, weight: Tensor, weight_scales: Tensor | None) ->
     the weight of which |w[2k]| + |w[2k + 1]| reaches p > 128, `largest_pair` of `build_info`, is kept as
     round(127 w / p)."""
 
-def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: Tensor | None) -> None:
+def linear(out: Tensor, x: Tensor, scales: Tensor | None, packed: Tensor, bias: Tensor | None, gated: bool) -> None:
     """out = x weight^T + bias. x: [T, E] of the weight's dtype, of int8 with scales, float32 [T]; out: [T, F], float32
-    or bfloat16, which bias [F] has as well."""
+    or bfloat16, which bias [F] has as well. gated: silu of the first half of that times the second, [T, F / 2], each
+    rounded first, as by `silu_mul` behind it; where `build_info` has `gates`, and F / 2 is a multiple of 16."""
 
 def usable_threads() -> int:
     """Threads that this process may keep busy: of its affinity mask, its control group's quota and

@@ -93,7 +93,7 @@ def test_packed_sums_of_the_largest_numbers_are_exact(width):
         packed = torch.empty(native.packed_bytes(weight), dtype=torch.uint8)
         native.pack_linear(packed, weight, torch.ones(33))
         out = torch.empty(17, 33)
-        native.linear(out, x, torch.ones(17), packed, None)
+        native.linear(out, x, torch.ones(17), packed, None, False)
         multiplied, factors = kept(weight, torch.ones(33))
         assert (out == 127 * sign * multiplied.int().sum(1).float() * factors).all()
 
@@ -108,7 +108,7 @@ def test_packed_rows_may_be_views():
         native.pack_linear(packed, weight, scales)
         x = random(torch.float32, 9, 80).mul(20).to(dtype)[:, 3:73]
         out = torch.empty(9, 60)[:, 5:55] if dtype != torch.bfloat16 else torch.empty(9, 60, dtype=dtype)[:, 5:55]
-        native.linear(out, x, torch.ones(9) if dtype == torch.int8 else None, packed, None)
+        native.linear(out, x, torch.ones(9) if dtype == torch.int8 else None, packed, None, False)
         multiplied, factors = kept(weight, torch.ones(50)) if dtype == torch.int8 else (weight, torch.ones(50))
         assert_near(out, x.double() @ (multiplied.double() * factors.double()[:, None]).T)
 
@@ -136,7 +136,33 @@ Y, X = torch.empty(2, 32), torch.empty(2, 64)
 )
 def test_wrong_arguments_of_the_packed_product_are_named(args, message):
     with pytest.raises(ValueError, match=message):
-        native.linear(*args)
+        native.linear(*args, False)
+
+
+@pytest.mark.skipif(not native.build_info()["gates"], reason="this instruction set does not gate")
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gated_product_is_the_product_and_its_activation(number, dtype, biased):
+    if number != torch.int8 and number != dtype:
+        pytest.skip("rows and results have one dtype")
+    weight, scales = random(torch.float32, 2 * 48, 200).mul(20).to(number), torch.full((96,), 0.01)
+    bias = random(dtype, 96) if biased else None
+    packed = torch.empty(native.packed_bytes(weight), dtype=torch.uint8)
+    native.pack_linear(packed, weight, scales if number == torch.int8 else None)
+    for rows in (1, 16, 33, 100):
+        x = random(torch.float32, rows, 200).mul(20).to(number)
+        row_scales = torch.full((rows,), 0.01) if number == torch.int8 else None
+        wide, active, gated = (torch.empty(rows, n, dtype=dtype) for n in (96, 48, 48))
+        native.linear(wide, x, row_scales, packed, bias, False)
+        native.silu_mul(active, None, wide)
+        native.linear(gated, x, row_scales, packed, bias, True)
+        assert torch.equal(gated, active)
+
+
+def test_what_cannot_be_gated_is_told():
+    with pytest.raises(ValueError, match="gated: expected an instruction set that gates, and a multiple of 16 columns"):
+        native.linear(torch.empty(2, 15), X, None, PACKED, None, True)
 
 
 def test_packed_weights_free_the_given_ones():

@@ -21,7 +21,7 @@ native.pack_linear(PACKED, WEIGHT, None)
 
 def product() -> torch.Tensor:
     out = torch.empty(len(X), len(WEIGHT))
-    native.linear(out, X, None, PACKED, None)
+    native.linear(out, X, None, PACKED, None, False)
     return out
 
 

@@ -1,14 +1,10 @@
 // silu_mul, gelu and quantize, which writes its input in 8 bits: one pass, bound by memory and, in a core's cache, by the
 // exponential (about 12 operations for 16 lanes). dequantize: one pass, bound by memory.
+#include "activations.h"
 #include "rows.h"
 
 namespace qdengine::QDENGINE_ISA {
 namespace {
-
-inline Vec silu(Vec x) { return x / (exp(-x) + 1.0f); }
-
-// x/2 (1 + tanh(u)) = x / (1 + exp(-2u))
-inline Vec gelu_tanh(Vec x) { return x / (exp((x + x * x * x * 0.044715f) * -1.5957691216f) + 1.0f); }
 
 struct SiluMul {
   template <class T>
@@ -22,13 +18,6 @@ struct Gelu {
     return gelu_tanh(load_lanes(x, n));
   }
 };
-struct Same {
-  template <class T>
-  static Vec result(const T* x, int64_t, int64_t n) {
-    return load_lanes(x, n);
-  }
-};
-
 template <class F, class T, class Out>
 void run_rows(const ActivationArgs& a) {
   parallel_rows(a.rows, a.width, [&](int64_t row) {
@@ -41,6 +30,16 @@ void run_rows(const ActivationArgs& a) {
 template <class F>
 void run(const ActivationArgs& a) {
   with_types(a.dtype, a.out_dtype, [&](auto x, auto out) { run_rows<F, decltype(x), decltype(out)>(a); });
+}
+
+template <class T, class Out>
+void run_quantize(const ActivationArgs& a) {
+  parallel_rows(a.rows, a.width, [&](int64_t row) {
+    const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
+    Largest<T> largest;
+    for_lanes(a.width, [&](int64_t i, int64_t n) { n == kLanes ? largest.add(x + i) : largest.add_some(x + i, n); });
+    quantize_row(static_cast<Out*>(a.out) + row * a.out_stride, a.scales + row, x, a.width, largest.all());
+  });
 }
 
 template <class T>
@@ -62,7 +61,10 @@ void run_dequantize(const DequantizeArgs& a) {
 
 void silu_mul(const ActivationArgs& a, Stream) { run<SiluMul>(a); }
 void gelu(const ActivationArgs& a, Stream) { run<Gelu>(a); }
-void quantize(const ActivationArgs& a, Stream) { run<Same>(a); }
+void quantize(const ActivationArgs& a, Stream) {
+  const auto with = [&](auto x) { a.out_dtype == DType::i8 ? run_quantize<decltype(x), Int8>(a) : run_quantize<decltype(x), Float8>(a); };
+  a.dtype == DType::bf16 ? with(bf16{}) : with(float{});
+}
 void dequantize(const DequantizeArgs& a, Stream) {
   a.dtype == DType::bf16 ? run_dequantize<bf16>(a) : run_dequantize<float>(a);
 }

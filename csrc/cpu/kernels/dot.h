@@ -115,6 +115,12 @@ constexpr int kLargestPair = 0;
 #else
 constexpr int kLargestPair = 128;
 #endif
+// Whether registers hold the sums of two panels, so that a product may be gated as it is written.
+#if defined(QDENGINE_ISA_avx512)
+constexpr bool kGates = true;
+#else
+constexpr bool kGates = false;
+#endif
 #if defined(QDENGINE_ISA_avx512_bf16)
 using BfloatDot = Bf16Dot;
 #else

@@ -4,8 +4,9 @@
 // Bound by multiply-adds from about eight rows on, by reading W below. W lies in panels of 16 columns (outputs), a panel as
 // [groups][16][depth]: a group is what one instruction takes of a column, 32 bits of numbers or one that is widened. A task takes
 // kChunk rows and a few panels, which stay in the core's caches: some rows at a time against one panel (two with AVX-512) in
-// registers, or 32 rows against two panels in AMX tiles. Every sum runs over all of the width in one order, from zero: a row's
+// registers, or, of as many rows as stay near the core, 32 against two panels in AMX tiles. Every sum runs over all of the width in one order, from zero: a row's
 // result does not depend on the rows beside it, on how many there are, or on the thread.
+#include "activations.h"
 #include "dot.h"
 #include "thread_memory.h"
 #include "tiles.h"
@@ -13,7 +14,7 @@
 namespace qdengine::QDENGINE_ISA {
 namespace {
 
-constexpr int64_t kPanel = 16, kChunk = 96, kTaskPanels = 4;
+constexpr int64_t kPanel = kPanelColumns, kChunk = 96, kTaskPanels = 4, kNearBytes = 768 << 10;
 static_assert(kPanel == kLanes);  // a row of a panel is kRegs registers
 #if defined(QDENGINE_ISA_avx512)
 constexpr int kRows = 12, kPanels = 2;
@@ -22,6 +23,7 @@ constexpr int kRows = 6, kPanels = 1;
 #else
 constexpr int kRows = 2, kPanels = 1;
 #endif
+static_assert(kGates == (kPanels > 1));
 #if defined(QDENGINE_ISA_amx)
 constexpr bool kTiles = true;
 constexpr int64_t kGroups = kTileRows;
@@ -102,7 +104,7 @@ struct Units {
       first = x;
       stride = a.x_stride;
     } else {
-      Unit* laid = static_cast<Unit*>(thread_memory(kChunk * groups * static_cast<int64_t>(sizeof(Unit))));
+      Unit* laid = static_cast<Unit*>(thread_memory(divide_up(rows, 32) * 32 * groups * static_cast<int64_t>(sizeof(Unit))));
       for (int64_t r = 0; r < rows; ++r) lay_row<Dot>(laid + r * groups, x + r * a.x_stride, a.width, groups);
       first = laid;
       stride = groups;
@@ -110,108 +112,168 @@ struct Units {
   }
 };
 
-// Where sums go.
-template <class Dot>
+// What becomes of sums: scaled, the bias added, rounded to T; or, where `gated`, then silu of the first half of all columns, times
+// the second. Blocks take sets of panels: neighbours, or a panel of each half.
+template <class Dot, class T, bool gated>
 struct Writer {
+  using Sums = typename Dot::Sums;
   const LinearArgs& a;
   const Packed<Dot>& packed;
+
+  int64_t sets() const { return gated ? packed.panels / 2 : packed.panels; }  // panels that may be a set's first
+  int64_t apart() const { return gated ? packed.panels / 2 : 1; }             // from a set's first panel to its second
+
+  // What the rows of a panel share.
+  struct alignas(64) Columns {
+    Vec bias, scales;
+    IVec excess;
+    int64_t left;
+    bool biased;
+
+    void begin(const Writer& w, int64_t panel) {
+      left = w.a.columns - panel * kPanel;
+      biased = w.a.bias;
+      const T* biases = static_cast<const T*>(w.a.bias) + panel * kPanel;
+      if (biased) bias = left >= kPanel ? load(biases) : load_some(biases, left);
+      if constexpr (Packed<Dot>::kEightBit) scales = load(w.packed.scales(w.a.weight) + panel * kPanel);
+      if constexpr (kUnsigned) excess = *reinterpret_cast<const IVec*>(w.packed.excess(w.a.weight) + panel * kPanel);
+    }
+    bool plain() const { return left >= kPanel && !biased; }
+    template <bool plain>
+    Vec result(Sums sums, const float* row_scale) const {
+      Vec y;
+      if constexpr (Packed<Dot>::kEightBit) {
+        if constexpr (kUnsigned) sums -= excess;
+        y = __builtin_convertvector(sums, Vec) * (scales * *row_scale);
+      } else {
+        y = sums;
+      }
+      return !plain && biased ? y + bias : y;
+    }
+    template <bool plain>
+    void write(T* out, Vec y) const {
+      plain || left >= kPanel ? store(out, y) : store_some(out, y, left);
+    }
+  };
+
+  // Some rows and the columns of a set of S panels: n times [S][16] sums.
+  template <int S>
+  class Rows {
+   public:
+    void begin(const Writer& w, int64_t row, int64_t panel, int64_t n, const Sums* sums) {
+      out_ = static_cast<T*>(w.a.out) + row * w.a.out_stride + panel * kPanel;
+      next_ = w.a.out_stride;
+      scales_ = w.a.scales + row;
+      sums_ = sums;
+      rows_ = n;
+      written_ = 0;
+      if (panel == panel_) return;
+      panel_ = panel;
+      for (int i = 0; i < S; ++i) columns_[i].begin(w, panel + i * w.apart());
+      plain_ = columns_[0].plain() && columns_[S - 1].plain();
+    }
+    int64_t left() const { return rows_ - written_; }
+    // The next n of them, or those that are left.
+    void write(int64_t n) {
+      if (n > left()) n = left();
+      if (n <= 0) return;
+      plain_ ? write_rows<true>(n) : write_rows<false>(n);
+      written_ += n;
+    }
+
+   private:
+    template <bool plain>
+    void write_rows(int64_t n) const {
+      Columns columns[S];  // in registers: what is written could change those in memory
+      for (int i = 0; i < S; ++i) columns[i] = columns_[i];
+      const Sums* sums = sums_ + written_ * S;
+      const float* scale = scales_ + written_;
+      T* out = out_ + written_ * next_;
+      for (const int64_t next = next_; n > 0; --n, out += next, ++scale, sums += S) {
+        if constexpr (gated) {
+          const Vec gate = columns[0].template result<plain>(sums[0], scale), up = columns[1].template result<plain>(sums[1], scale);
+          store(out, silu(rounded<T>(gate)) * rounded<T>(up));
+        } else {
+#pragma GCC unroll 2
+          for (int i = 0; i < S; ++i) columns[i].template write<plain>(out + i * kPanel, columns[i].template result<plain>(sums[i], scale));
+        }
+      }
+    }
+
+    T* out_ = nullptr;
+    int64_t next_ = 0;
+    const float* scales_ = nullptr;
+    const Sums* sums_ = nullptr;
+    int64_t rows_ = 0, written_ = 0, panel_ = -1;
+    bool plain_ = false;
+    Columns columns_[S];
+  };
 };
 
-// 16 sums of each of some rows, `stride` apart, to one panel's columns. What all rows share is read before the first is written.
-template <class T, class Dot>
-inline void write_panel(const Writer<Dot>& write, const typename Dot::Sums* sums, int64_t stride, int64_t rows, int64_t row, int64_t panel) {
-  const LinearArgs& a = write.a;
-  const int64_t column = panel * kPanel, left = a.columns - column, next = a.out_stride;
-  const T* biases = static_cast<const T*>(a.bias) + column;
-  const float* row_scales = nullptr;
-  T* out = static_cast<T*>(a.out) + row * next + column;
-  const bool whole = left >= kPanel, biased = a.bias;
-  Vec bias = {}, scales = {};
-  IVec excess = {};
-  if (biased) bias = whole ? load(biases) : load_some(biases, left);
-  if constexpr (Packed<Dot>::kEightBit) scales = load(write.packed.scales(a.weight) + column), row_scales = a.scales + row;
-  if constexpr (kUnsigned) excess = *reinterpret_cast<const IVec*>(write.packed.excess(a.weight) + column);
-  for (int64_t r = 0; r < rows; ++r, out += next) {
-    Vec y;
-    if constexpr (Packed<Dot>::kEightBit) {
-      y = __builtin_convertvector(sums[r * stride] - excess, Vec) * (scales * row_scales[r]);
-    } else {
-      y = sums[r * stride];
-    }
-    if (biased) y += bias;
-    whole ? store(out, y) : store_some(out, y, left);
-  }
-}
-
-// The sums of some rows and panels, [rows][panels][16]. One copy of it for all blocks: compiled for one of them alone, it might round
-// otherwise.
-template <class Dot>
-__attribute__((noinline, noipa)) void write_block(const Writer<Dot>& write, const void* sums, int64_t rows, int64_t panels, int64_t row,
-                                           int64_t panel) {
-  for (int64_t p = 0; p < panels; ++p) {
-    const auto* first = static_cast<const typename Dot::Sums*>(sums) + p;
-    write.a.dtype == DType::bf16 ? write_panel<bf16>(write, first, panels, rows, row, panel + p)
-                                 : write_panel<float>(write, first, panels, rows, row, panel + p);
-  }
-}
-
-// R rows from number `row` on, whose units are `x`, against P panels.
-template <class Dot, int R, int P>
-inline void block(const Writer<Dot>& write, const typename Dot::Unit* x, int64_t stride, int64_t row, int64_t panel) {
-  const Packed<Dot>& packed = write.packed;
-  const auto* b = packed.panel(write.a.weight, panel);
-  const int64_t next = packed.panel_numbers();
-  typename Dot::Sum sums[R][P * kRegs] = {};
-  for (int64_t g = 0; g < packed.groups; ++g, b += kPanel * Dot::kDepth) {
-    decltype(Dot::load(b)) columns[P * kRegs];
+// Sums of R rows, whose units are `x`, and S panels, `apart` numbers from one to the next, to [R][S][16].
+template <class Dot, int R, int S>
+inline void add_up(const typename Dot::Unit* x, int64_t stride, const typename Dot::B* b, int64_t apart, int64_t groups, char* to) {
+  typename Dot::Sum sums[R][S * kRegs] = {};
+  for (int64_t g = 0; g < groups; ++g, b += kPanel * Dot::kDepth) {
+    decltype(Dot::load(b)) columns[S * kRegs];
 #pragma GCC unroll 8
-    for (int j = 0; j < P * kRegs; ++j) columns[j] = Dot::load(b + j / kRegs * next + j % kRegs * kWidth * Dot::kDepth);
+    for (int j = 0; j < S * kRegs; ++j) columns[j] = Dot::load(b + j / kRegs * apart + j % kRegs * kWidth * Dot::kDepth);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int j = 0; j < P * kRegs; ++j) sums[r][j] = Dot::add(sums[r][j], x[r * stride + g], columns[j]);
+      for (int j = 0; j < S * kRegs; ++j) sums[r][j] = Dot::add(sums[r][j], x[r * stride + g], columns[j]);
     }
   }
-  // By way of memory, in a function of its own: an array whose address goes elsewhere would stay in memory in the loop above.
-  alignas(64) char done[sizeof sums];
+  // By way of other memory: an array whose address goes elsewhere would stay in memory in the loop above.
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < P * kRegs; ++j) {
-      *reinterpret_cast<typename Dot::Sum*>(done + (r * P * kRegs + j) * sizeof(typename Dot::Sum)) = sums[r][j];
+    for (int j = 0; j < S * kRegs; ++j) {
+      *reinterpret_cast<typename Dot::Sum*>(to + (r * S * kRegs + j) * sizeof(typename Dot::Sum)) = sums[r][j];
     }
   }
-  write_block(write, done, R, P, row, panel);
+}
+
+// R rows from number `row` on against a set of S panels.
+template <int R, int S, class Dot, class T, bool gated>
+inline void block(const Writer<Dot, T, gated>& write, const typename Dot::Unit* x, int64_t stride, int64_t row, int64_t panel) {
+  const Packed<Dot>& packed = write.packed;
+  alignas(64) char sums[R * S * sizeof(typename Dot::Sums)];
+  add_up<Dot, R, S>(x, stride, packed.panel(write.a.weight, panel), write.apart() * packed.panel_numbers(), packed.groups, sums);
+  typename Writer<Dot, T, gated>::template Rows<S> rows;
+  rows.begin(write, row, panel, R, reinterpret_cast<const typename Dot::Sums*>(sums));
+  rows.write(R);
 }
 
 // The last rows, fewer than kRows, all in one block.
-template <class Dot, int R, int P>
-inline void last_block(const Writer<Dot>& write, const typename Dot::Unit* x, int64_t stride, int64_t row, int64_t panel,
-                       int64_t rows) {
+template <int R, int S, class W, class Unit>
+inline void last_block(const W& write, const Unit* x, int64_t stride, int64_t row, int64_t panel, int64_t rows) {
   if constexpr (R > 0) {
-    if (rows == R) return block<Dot, R, P>(write, x, stride, row, panel);
-    last_block<Dot, R - 1, P>(write, x, stride, row, panel, rows);
+    if (rows == R) return block<R, S>(write, x, stride, row, panel);
+    last_block<R - 1, S>(write, x, stride, row, panel, rows);
   }
 }
 
-template <class Dot, int P>
-void multiply(const Writer<Dot>& write, const typename Dot::Unit* x, int64_t stride, int64_t row, int64_t rows, int64_t panel) {
+template <int S, class W, class Unit>
+void multiply(const W& write, const Unit* x, int64_t stride, int64_t row, int64_t rows, int64_t panel) {
   int64_t r = 0;
-  for (; r + kRows <= rows; r += kRows) block<Dot, kRows, P>(write, x + r * stride, stride, row + r, panel);
-  last_block<Dot, kRows - 1, P>(write, x + r * stride, stride, row + r, panel, rows - r);
+  for (; r + kRows <= rows; r += kRows) block<kRows, S>(write, x + r * stride, stride, row + r, panel);
+  last_block<kRows - 1, S>(write, x + r * stride, stride, row + r, panel, rows - r);
 }
 
-template <class Dot, class X>
-void run_in_registers(const Writer<Dot>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
+// Sets that begin with panels from `panel` to `end`.
+template <class X, class Dot, class T, bool gated>
+void run_in_registers(const Writer<Dot, T, gated>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
   const Units<Dot, X> x(write.a, write.packed.groups, row, rows);
-  for (; panel + kPanels <= end; panel += kPanels) multiply<Dot, kPanels>(write, x.first, x.stride, row, rows, panel);
-  for (; panel < end; ++panel) multiply<Dot, 1>(write, x.first, x.stride, row, rows, panel);
+  if constexpr (gated) {
+    for (; panel < end; ++panel) multiply<2>(write, x.first, x.stride, row, rows, panel);
+  } else {
+    for (; panel + kPanels <= end; panel += kPanels) multiply<kPanels>(write, x.first, x.stride, row, rows, panel);
+    for (; panel < end; ++panel) multiply<1>(write, x.first, x.stride, row, rows, panel);
+  }
 }
 
 #if defined(QDENGINE_ISA_amx)
-constexpr int64_t kBlockRows = 2 * kTileRows;
-constexpr int64_t kAhead = 4 * kTileRows * kTileBytes;  // bytes of a panel that are fetched beforehand
-
 template <class Dot, int C, int A, int B>
 inline void dot_tiles() {
   if constexpr (sizeof(typename Dot::B) == 1) {
@@ -221,87 +283,177 @@ inline void dot_tiles() {
   }
 }
 
-// M x N tiles of sums: M times 16 rows, whose bytes are at x, against N panels.
-template <class Dot, int M, int N>
-void tile_block(const Writer<Dot>& write, const char* x, int64_t stride, int64_t row, int64_t rows, int64_t panel) {
-  const Packed<Dot>& packed = write.packed;
-  const char* b = reinterpret_cast<const char*>(packed.panel(write.a.weight, panel));
-  const int64_t next = packed.panel_numbers() * static_cast<int64_t>(sizeof(typename Dot::B));
-  tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
-  for (int64_t g = 0; g < packed.groups; g += kTileRows, x += kTileBytes, b += kTileRows * kTileBytes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i) {
-      __builtin_prefetch(b + kAhead + i * kTileBytes);
-      if constexpr (N > 1) __builtin_prefetch(b + next + kAhead + i * kTileBytes);
-    }
-    tile_load<4>(x, stride);
-    tile_load<6>(b, kTileBytes);
-    dot_tiles<Dot, 0, 4, 6>();
-    if constexpr (N > 1) {
-      tile_load<7>(b + next, kTileBytes);
-      dot_tiles<Dot, 1, 4, 7>();
-    }
-    if constexpr (M > 1) {
-      tile_load<5>(x + kTileRows * stride, stride);
-      dot_tiles<Dot, 2, 5, 6>();
-      if constexpr (N > 1) dot_tiles<Dot, 3, 5, 7>();
-    }
-  }
-  alignas(64) typename Dot::Sums sums[kBlockRows][N];
-  constexpr int64_t kApart = sizeof sums[0];
-  tile_store<0>(&sums[0][0], kApart);
-  if constexpr (N > 1) tile_store<1>(&sums[0][1], kApart);
-  if constexpr (M > 1) tile_store<2>(&sums[kTileRows][0], kApart);
-  if constexpr (M > 1 && N > 1) tile_store<3>(&sums[kTileRows][1], kApart);
-  write_block(write, sums, rows, N, row, panel);
-}
+constexpr int64_t kBlockRows = 2 * kTileRows;
 
-// Two panels at a time, which stay near the core for all rows. Rows are read where they are, unless they end inside a tile.
+// Blocks of up to 32 rows by a set of S panels, one after the other: while one is multiplied, the sums of the one before are written
+// and the set that comes next is fetched, a little at each step.
+template <int S, class Dot, class T, bool gated>
+class TileBlocks {
+ public:
+  // blocks: of rows, with each set.
+  TileBlocks(const Writer<Dot, T, gated>& write, int64_t blocks) : write_(write), fetched_(divide_up(kTileRows, blocks)) {}
+  ~TileBlocks() { write_some(kBlockRows); }
+
+  // The set is that which begins with `panel` now; `next` comes then.
+  void take(int64_t panel, int64_t next) {
+    panel_ = panel;
+    fetch_ = bytes(next);
+  }
+
+  // M times 16 rows, of which n are wanted and whose bytes are at x.
+  template <int M>
+  void multiply(const char* x, int64_t stride, int64_t row, int64_t n) {
+    const Packed<Dot>& packed = write_.packed;
+    const char *b = bytes(panel_), *fetch = fetch_;
+    const int64_t apart = write_.apart() * packed.panel_numbers() * static_cast<int64_t>(sizeof(typename Dot::B));
+    const int64_t steps = packed.groups / kTileRows, fetched = fetched_;
+    const int64_t written = divide_up(rows_[now_ ^ 1].left(), steps);
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    for (int64_t step = 0; step < steps; ++step, x += kTileBytes, b += kTileRows * kTileBytes) {
+      tile_load<4>(x, stride);
+      tile_load<6>(b, kTileBytes);
+      dot_tiles<Dot, 0, 4, 6>();
+      if constexpr (S > 1) {
+        tile_load<7>(b + apart, kTileBytes);
+        dot_tiles<Dot, 1, 4, 7>();
+      }
+      if constexpr (M > 1) {
+        tile_load<5>(x + kTileRows * stride, stride);
+        dot_tiles<Dot, 2, 5, 6>();
+        if constexpr (S > 1) dot_tiles<Dot, 3, 5, 7>();
+      }
+      for (int64_t i = 0; i < fetched; ++i, fetch += kTileBytes) {
+        __builtin_prefetch(fetch, 0, 2);
+        if constexpr (S > 1) __builtin_prefetch(fetch + apart, 0, 2);
+      }
+      write_some(written);
+    }
+    fetch_ = fetch;
+    Sums* sums = sums_[now_];
+    constexpr int64_t kApart = S * sizeof(Sums);
+    tile_store<0>(sums, kApart);
+    if constexpr (S > 1) tile_store<1>(sums + 1, kApart);
+    if constexpr (M > 1) tile_store<2>(sums + kTileRows * S, kApart);
+    if constexpr (M > 1 && S > 1) tile_store<3>(sums + kTileRows * S + 1, kApart);
+    rows_[now_].begin(write_, row, panel_, n, sums);
+    now_ ^= 1;
+  }
+
+ private:
+  using Sums = typename Dot::Sums;
+  using Rows = typename Writer<Dot, T, gated>::template Rows<S>;
+
+  const char* bytes(int64_t panel) const { return reinterpret_cast<const char*>(write_.packed.panel(write_.a.weight, panel)); }
+  // Of the block before. Not in line: the loop over tiles has no registers to spare.
+  __attribute__((noinline)) void write_some(int64_t n) { rows_[now_ ^ 1].write(n); }
+
+  const Writer<Dot, T, gated>& write_;
+  alignas(64) Sums sums_[2][kBlockRows * S];
+  Rows rows_[2];
+  int now_ = 0;  // which of both are the next block's
+  int64_t panel_ = 0, fetched_;
+  const char* fetch_ = nullptr;
+};
+
+// Rows, where their tiles' bytes are: in place, unless they end inside a tile.
 template <class Dot, class X>
-void run_in_tiles(const Writer<Dot>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
-  const LinearArgs& a = write.a;
-  const bool ragged = a.width * static_cast<int64_t>(sizeof(X)) % kTileBytes;
-  const int64_t in_place = ragged ? 0 : rows - (rows % kTileRows ? rows % kBlockRows : 0);
-  const Units<Dot, X> laid(a, write.packed.groups, row + in_place, rows - in_place);
-  tile_begin();
-  for (int64_t p = panel; p < end; p += 2) {
+class TileRows {
+ public:
+  TileRows(const LinearArgs& a, int64_t groups, int64_t row, int64_t rows)
+      : first_(reinterpret_cast<const char*>(static_cast<const X*>(a.x) + row * a.x_stride)),
+        stride_(a.x_stride * static_cast<int64_t>(sizeof(X))), in_place_(whole(a, rows)),
+        laid_(a, groups, row + in_place_, rows - in_place_) {}
+
+  // f(bytes, stride) of those from number r on, r a multiple of a block's.
+  template <class F>
+  void at(int64_t r, F f) const {
+    if (r < in_place_) return f(first_ + r * stride_, stride_);
+    f(reinterpret_cast<const char*>(laid_.first + (r - in_place_) * laid_.stride), laid_.stride * static_cast<int64_t>(sizeof *laid_.first));
+  }
+
+ private:
+  static int64_t whole(const LinearArgs& a, int64_t rows) {
+    if (a.width * static_cast<int64_t>(sizeof(X)) % kTileBytes) return 0;
+    return rows % kTileRows ? rows / kBlockRows * kBlockRows : rows;
+  }
+  const char* first_;
+  int64_t stride_, in_place_;
+  Units<Dot, X> laid_;
+};
+
+// Sets whose first panels are `panel`, panel + each, and so on up to `end`.
+template <int S, class Dot, class X, class T, bool gated>
+void run_sets(const Writer<Dot, T, gated>& write, const TileRows<Dot, X>& x, int64_t row, int64_t rows, int64_t panel, int64_t end, int64_t each) {
+  TileBlocks<S, Dot, T, gated> blocks(write, divide_up(rows, kBlockRows));
+  for (; panel < end; panel += each) {
+    blocks.take(panel, panel + each);
     for (int64_t r = 0; r < rows; r += kBlockRows) {
       const int64_t n = rows - r < kBlockRows ? rows - r : kBlockRows;
-      const char* x = reinterpret_cast<const char*>(static_cast<const X*>(a.x) + (row + r) * a.x_stride);
-      int64_t stride = a.x_stride * static_cast<int64_t>(sizeof(X));
-      if (r >= in_place) {
-        x = reinterpret_cast<const char*>(laid.first + (r - in_place) * laid.stride);
-        stride = laid.stride * static_cast<int64_t>(sizeof(typename Dot::Unit));
-      }
-      const bool wide = n > kTileRows, two = p + 1 < end;
-      const auto multiply_tiles = wide ? (two ? tile_block<Dot, 2, 2> : tile_block<Dot, 2, 1>)
-                                       : (two ? tile_block<Dot, 1, 2> : tile_block<Dot, 1, 1>);
-      multiply_tiles(write, x, stride, row + r, n, p);
+      x.at(r, [&](const char* bytes, int64_t stride) {
+        n > kTileRows ? blocks.template multiply<2>(bytes, stride, row + r, n) : blocks.template multiply<1>(bytes, stride, row + r, n);
+      });
     }
+  }
+}
+
+template <class X, class Dot, class T, bool gated>
+void run_in_tiles(const Writer<Dot, T, gated>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
+  const TileRows<Dot, X> x(write.a, write.packed.groups, row, rows);
+  tile_begin();
+  if constexpr (gated) {
+    run_sets<2>(write, x, row, rows, panel, end, 1);
+  } else {
+    const int64_t paired = panel + (end - panel) / 2 * 2;
+    run_sets<2>(write, x, row, rows, panel, paired, 2);
+    if (paired < end) run_sets<1>(write, x, row, rows, paired, end, 1);
   }
   tile_end();
 }
 #endif
 
-template <class Dot, class X>
-void run_task(const Writer<Dot>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
+template <class X, class Dot, class T, bool gated>
+void run_task(const Writer<Dot, T, gated>& write, int64_t row, int64_t rows, int64_t panel, int64_t end) {
 #if defined(QDENGINE_ISA_amx)
-  if constexpr (Dot::kDepth > 1) return run_in_tiles<Dot, X>(write, row, rows, panel, end);
+  if constexpr (Dot::kDepth > 1) return run_in_tiles<X>(write, row, rows, panel, end);
 #endif
-  run_in_registers<Dot, X>(write, row, rows, panel, end);
+  run_in_registers<X>(write, row, rows, panel, end);
 }
 
-template <class Dot, class X>
-void run(const LinearArgs& a, const Packed<Dot>& packed) {
-  const Writer<Dot> write{a, packed};
-  const int64_t each = packed.panels > 8 * kTaskPanels ? kTaskPanels : kPanels;
-  const int64_t parts = divide_up(packed.panels, each), chunks = divide_up(a.rows, kChunk);
-  parallel(chunks * parts, [&](int64_t task) {
-    const int64_t row = task / parts * kChunk, panel = task % parts * each;
-    const int64_t rows = a.rows - row < kChunk ? a.rows - row : kChunk;
-    const int64_t end = panel + each < packed.panels ? panel + each : packed.panels;
-    run_task<Dot, X>(write, row, rows, panel, end);
+// What a task takes.
+struct Part {
+  int64_t rows, panels;
+};
+
+// In tiles: as many rows as stay near a core, so that a weight is read from far but once, and enough tasks for all threads.
+inline Part part_of(const LinearArgs& a, int64_t panels, bool tiled) {
+  if (!tiled) return {kChunk, panels > 8 * kTaskPanels ? kTaskPanels : kPanels};
+  const int64_t wanted = 8 * call_threads(), some = panels / wanted / 2 * 2;
+  Part part{kNearBytes / (a.width * size_of(a.number)) / kChunk * kChunk, some > 2 ? some : 2};
+  if (part.rows < kChunk) part.rows = kChunk;
+  while (part.rows > kChunk && divide_up(a.rows, part.rows) * divide_up(panels, part.panels) < wanted) part.rows -= kChunk;
+  return part;
+}
+
+template <class X, class Dot, class T, bool gated>
+void run(const Writer<Dot, T, gated>& write) {
+  const LinearArgs& a = write.a;
+  const int64_t panels = write.sets();
+  const Part part = part_of(a, panels, kTiles && Dot::kDepth > 1);
+  const int64_t columns = divide_up(panels, part.panels);
+  parallel(divide_up(a.rows, part.rows) * columns, [&](int64_t task) {
+    const int64_t row = task / columns * part.rows, panel = task % columns * part.panels;
+    const int64_t rows = a.rows - row < part.rows ? a.rows - row : part.rows;
+    const int64_t end = panel + part.panels < panels ? panel + part.panels : panels;
+    run_task<X>(write, row, rows, panel, end);
   });
+}
+
+template <class X, class T, class Dot>
+void run(const LinearArgs& a, const Packed<Dot>& packed) {
+  if constexpr (kGates) {
+    if (a.gated) return run<X>(Writer<Dot, T, true>{a, packed});
+  }
+  run<X>(Writer<Dot, T, false>{a, packed});
 }
 
 // By what a column of int8 weights is divided, and multiplied by 127, so that no pair of them is too large; 127 where none is.
@@ -355,7 +507,8 @@ bool linear(const LinearArgs& a) {
     const Packed<decltype(dot)> packed{a.columns, a.width};
     const Header expected = packed.header(a.number);
     if (a.weight_bytes != packed.bytes() || __builtin_memcmp(a.weight, &expected, sizeof expected) != 0) return false;
-    run<decltype(dot), decltype(x)>(a, packed);
+    using X = decltype(x);
+    a.dtype == DType::bf16 ? run<X, bf16>(a, packed) : run<X, float>(a, packed);
     return true;
   });
 }

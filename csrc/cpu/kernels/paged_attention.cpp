@@ -1,14 +1,13 @@
 // paged_attention: softmax(q k^T scale) v, one pass over the keys with a running maximum (arXiv 2205.14135).
 //
-// A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that a
-// tile of 64 keys is gathered from its blocks, widened to float32 and transposed once for all of its rows (96 rows for 32 tokens
-// of SmolLM2). Both products run in a register block of kRows x kCols vectors, for some rows at a time, whose scores stay in the
-// first cache. Bound by float32 multiply-adds in a prefill, by the gather for a single token. Key tiles always begin at multiples
-// of 64 and are added in order, split by split as attention.h defines it, so a row's result does not depend on the batch, on how
-// the prompt was cut into chunks, or on the thread. Numbers of 8 bits are widened, with their scale, as they are gathered. With
-// AMX the products of bfloat16 run in tiles (attention_tiles.h).
+// A work item is a tile of at most kTokenTile new tokens of one sequence with the query heads that share one kv head, so that the
+// keys of a split (attention.h) are gathered from their blocks, widened and laid out once for all of its rows (192 for 64 tokens of
+// SmolLM2). Then, for a block of rows at a time, whose scores stay in the first cache: scores of all keys of the split, softmax, sums
+// of values, and those to the sums of the splits before. Both products run in register blocks of kRows x kCols vectors, or with AMX,
+// in bfloat16, in tiles (attention_tiles.h). Bound by the exponentials with AMX, else by float32 multiply-adds. A split begins at a
+// multiple of its size and a row's sums run over its keys in order, so a row's result does not depend on the batch, on how the prompt
+// was cut into chunks, or on the thread. Numbers of 8 bits are widened, with their scale, as they are gathered.
 #include "attention_tiles.h"
-#include "qdengine/attention.h"
 #include "thread_memory.h"
 
 namespace qdengine::QDENGINE_ISA {
@@ -22,14 +21,11 @@ constexpr int kRows = 6, kCols = 1;
 constexpr int kRows = 2, kCols = 1;
 #endif
 
-// c[R][C lanes] += a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
+// c[R][C lanes] = a[R][depth] b[depth][C lanes]; a by rows of lda, b and c by rows of ldb, ldc.
 template <int R, int C>
 inline void block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t depth) {
   constexpr int kRegs = C * kLanes / kWidth;  // of a row
-  Reg acc[R][kRegs];
-  for (int r = 0; r < R; ++r) {
-    for (int j = 0; j < kRegs; ++j) acc[r][j] = load_reg(c + r * ldc + j * kWidth);
-  }
+  Reg acc[R][kRegs] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Reg column[kRegs];
     for (int j = 0; j < kRegs; ++j) column[j] = load_reg(b + k * ldb + j * kWidth);
@@ -52,9 +48,9 @@ inline void last_block(const float* a, int64_t lda, const float* b, int64_t ldb,
   }
 }
 
-// c[rows][cols] += a b, cols a multiple of 16.
-void multiply_add(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t cols,
-                  int64_t depth) {
+// c[rows][cols] = a b, cols a multiple of 16.
+void product(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t rows, int64_t cols,
+             int64_t depth) {
   int64_t j = 0;
   for (; j + kCols * kLanes <= cols; j += kCols * kLanes) {
     int64_t r = 0;
@@ -71,11 +67,11 @@ template <class T, class C>
 struct InRegisters {
   using Query = T;
   using Cached = C;
-  static constexpr int64_t kPadRows = 0, kBlockRows = 24;  // whole register blocks of every instruction set
+  static constexpr int64_t kBlockRows = 24, kAhead = 0;  // whole register blocks of every instruction set
 
   struct Operands {
     float q[kMaxRows * kMaxHeadWidth];
-    float k[kMaxHeadWidth * kKeys];  // transposed: [D][64]
+    float k[kMaxHeadWidth * kKeys];  // transposed: [D][keys]
     float v[kKeys * kMaxHeadWidth];
     float wide[kKeys * kMaxHeadWidth];  // keys of 8 bits
   };
@@ -90,33 +86,36 @@ struct InRegisters {
     const int64_t ld = padded(d);
     if constexpr (sizeof(C) == 1) {
       const float* wide[kKeys];
-      for (int64_t j = 0; j < kKeys; ++j) {
+      for (int64_t j = 0; j < from.count; ++j) {
         wide[j] = m.wide + j * ld;
         widen(from.keys[j], from.key_scales[j], m.wide + j * ld, d);
       }
-      lay_keys(m, wide, d);
+      lay_keys(m, wide, from.count, d);
     } else {
-      lay_keys(m, from.keys, d);
+      lay_keys(m, from.keys, from.count, d);
     }
-    for (int64_t j = 0; j < kKeys; ++j) widen(from.values[j], from.value_scales[j], m.v + j * ld, d);
+    for (int64_t j = 0; j < from.count; ++j) widen(from.values[j], from.value_scales[j], m.v + j * ld, d);
   }
-  static void score(Operands& m, float* scores, int64_t first, int64_t n, int64_t d) {
-    for (int64_t i = first * kKeys; i < n * kKeys; ++i) scores[i] = 0.0f;
-    multiply_add(m.q + first * d, d, m.k, kKeys, scores + first * kKeys, kKeys, n - first, kKeys, d);
+  template <class F>
+  static void score(Operands& m, float* scores, int64_t first, int64_t n, int64_t keys, int64_t d, F) {
+    product(m.q + first * d, d, m.k, kKeys, scores, kScores, n, keys, d);
   }
   static Reg scaled(const Operands&, Reg score, int64_t) { return score; }
+  static Reg below(const Operands&, Reg score, int64_t, float scale, float top) { return fused(score, splat_reg(scale), splat_reg(-top)); }
+  static Reg weight(Reg power) { return exp2(power); }
   static void weigh(Operands&, float* score, int64_t, int64_t, Reg weight) { store_reg(score, weight); }
-  static void add_values(Operands& m, const float* scores, float* part, int64_t first, int64_t n, int64_t d) {
+  template <class F>
+  static void add_values(Operands& m, const float* scores, float* part, int64_t n, int64_t keys, int64_t d, F) {
     const int64_t ld = padded(d);
-    multiply_add(scores + first * kKeys, kKeys, m.v, ld, part + first * ld, ld, n - first, ld, kKeys);
+    product(scores, kScores, m.v, ld, part, ld, n, ld, keys);
   }
 
  private:
-  // The keys of a tile, transposed.
+  // The keys of a split, transposed.
   template <class Number>
-  static void lay_keys(Operands& m, const Number* const* keys, int64_t d) {
+  static void lay_keys(Operands& m, const Number* const* keys, int64_t count, int64_t d) {
     const int64_t whole = d / kWidth * kWidth;
-    for (int64_t j = 0; j < kKeys; j += kWidth) {
+    for (int64_t j = 0; j < count; j += kWidth) {
       for (int64_t i = 0; i < whole; i += kWidth) transpose(keys + j, i, m.k + i * kKeys + j, kKeys);
       for (int64_t i = whole; i < d; ++i) {
         for (int64_t r = j; r < j + kWidth; ++r) m.k[i * kKeys + r] = load1(keys[r] + i);
@@ -125,15 +124,25 @@ struct InRegisters {
   }
 };
 
+// Of some rows and some of their keys: the largest score, times log2(e), or -infinity where a row sees none of them, and the sum of
+// 2^(score - largest).
+template <int64_t kCount>
+struct Partials {
+  float top[kCount + kWidth], total[kCount + kWidth];
+};
+
+constexpr int kStepRegs = kKeyStep / kWidth;
+static_assert(kStepRegs == 2 * kRegs);
+
 // Aligned, so that a row of an AMX tile is one cache line.
 template <class Products>
 struct alignas(64) Scratch {
   typename Products::Operands operands;
-  float out[kMaxRows * kMaxHeadWidth];                          // sums of values: of all splits so far,
-  float part[(kMaxRows + Products::kPadRows) * kMaxHeadWidth];  // and of this one
-  float scores[(kMaxRows + Products::kPadRows) * kKeys];
-  float top[kMaxRows + kWidth], decay[kMaxRows + kWidth];
-  attention::Partial whole[kMaxRows], split[kMaxRows + kWidth];
+  float scores[1 + Products::kAhead][Products::kBlockRows * kScores];
+  float part[Products::kBlockRows * kMaxHeadWidth];  // sums of values of a block of rows in one split
+  float out[kMaxRows * kMaxHeadWidth];               // and of all rows in the splits so far
+  Partials<Products::kBlockRows> split;
+  Partials<kMaxRows> whole;
 };
 
 // Per thread: some MiB, of which a common shape touches a few hundred KiB.
@@ -157,84 +166,73 @@ struct Item {
   int64_t sequence, kv_head;
   attention::Rows rows;  // of this tile: `kv_len` ends with its last token
 
-  int64_t head_offset(int32_t row) const { return (kv_head * rows.group + head(rows, row)) * a.head_width; }
-  int64_t token_of(int32_t row) const { return rows.first_token + token(rows, row); }
+  // Calls f(row, token, where its head begins in a row of q) for all rows.
+  template <class F>
+  void each_row(F f) const {
+    for (int32_t token = 0, row = 0; token < rows.new_tokens; ++token) {
+      for (int32_t head = 0; head < rows.group; ++head, ++row) f(row, rows.first_token + token, (kv_head * rows.group + head) * a.head_width);
+    }
+  }
 
-  // 64 keys and values from `begin` on; those past `end` are zero, so that 0 * value stays 0.
+  // Keys and values from `begin` to `end`; and zeros up to a whole step, so that 0 * value stays 0.
   void gather(Memory& s, int64_t begin, int64_t end) const {
     static const C zeros[kMaxHeadWidth] = {};
     Gathered<C> found;
-    const int64_t d = a.head_width;
+    const int64_t d = a.head_width, n = end - begin;
     const int32_t* table = a.block_tables + sequence * a.table_stride;
     int64_t block = begin / a.block_tokens, offset = begin % a.block_tokens;
-    for (int64_t j = 0; j < kKeys; ++j) {
-      found.keys[j] = found.values[j] = zeros;
-      found.key_scales[j] = found.value_scales[j] = 1.0f;
-      if (begin + j >= end) continue;
+    found.count = divide_up(n, kKeyStep) * kKeyStep;
+    for (int64_t j = 0; j < n; ++j) {
       const int64_t at = (table[block] * a.block_tokens + offset) * a.kv_heads + kv_head;
       found.keys[j] = static_cast<const C*>(a.k_cache) + at * d;
       found.values[j] = static_cast<const C*>(a.v_cache) + at * d;
       if constexpr (sizeof(C) == 1) found.key_scales[j] = a.k_scales[at], found.value_scales[j] = a.v_scales[at];
+      if constexpr (sizeof(C) > 1) found.key_scales[j] = found.value_scales[j] = 1.0f;
       if (++offset == a.block_tokens) offset = 0, ++block;
+    }
+    for (int64_t j = n; j < found.count; ++j) {
+      found.keys[j] = found.values[j] = zeros;
+      found.key_scales[j] = found.value_scales[j] = 1.0f;
     }
     Products::lay(s.operands, found, d);
   }
 
   Reg scaled(const Memory& s, const float* scores, int64_t j) const {
-    return Products::scaled(s.operands, load_reg(scores + j) * a.scale, j);
+    return Products::scaled(s.operands, load_reg(scores + j) * (a.scale * kLog2e), j);
   }
 
-  // Hides the scores of one row behind the `seen` keys of the tile that are visible. Returns the largest of the others and those
-  // before.
-  float largest(Memory& s, int64_t row, int64_t seen) const {
-    float* x = s.scores + row * kKeys;
-    for (int64_t j = seen < 0 ? 0 : seen; j < kKeys; ++j) x[j] = -__builtin_inff();
-    Reg best[kRegs];
-    for (Reg& lanes : best) lanes = splat_reg(s.split[row].top);
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], scaled(s, x, j + i * kWidth));
+  // The largest score of row number `row` of a block, of which it sees the first `seen` of `keys`; the others are hidden.
+  float largest(const Memory& s, float* scores, int64_t row, int64_t seen, int64_t keys) const {
+    float* x = scores + row * kScores;
+    for (int64_t j = seen; j < keys; ++j) x[j] = -__builtin_inff();
+    alignas(64) Reg best[kStepRegs];  // read as 16 lanes
+#pragma GCC unroll 8
+    for (Reg& lanes : best) lanes = splat_reg(-__builtin_inff());
+    for (int64_t j = 0; j < keys; j += kKeyStep) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kStepRegs; ++i) best[i] = vmax(best[i], scaled(s, x, j + i * kWidth));
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegs; ++i) best[i] = vmax(best[i], best[i + kRegs]);
     return max(*reinterpret_cast<const Vec*>(best));
   }
 
-  // One row's scores to weights. Returns their sum.
-  float weigh(Memory& s, int64_t row, float top) const {
-    float* x = s.scores + row * kKeys;
-    Reg total[kRegs] = {};
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kRegs; ++i) {
-        const Reg weight = exp(scaled(s, x, j + i * kWidth) - top);
+  // Its scores to weights. Returns their sum.
+  float weigh(Memory& s, float* scores, int64_t row, int64_t keys, float top) const {
+    float* x = scores + row * kScores;
+    const float scale = a.scale * kLog2e;
+    alignas(64) Reg total[kStepRegs] = {};
+    for (int64_t j = 0; j < keys; j += kKeyStep) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kStepRegs; ++i) {
+        const Reg weight = Products::weight(Products::below(s.operands, load_reg(x + j + i * kWidth), j + i * kWidth, scale, top));
         Products::weigh(s.operands, x + j + i * kWidth, row, j + i * kWidth, weight);
         total[i] += weight;
       }
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegs; ++i) total[i] += total[i + kRegs];
     return sum(*reinterpret_cast<const Vec*>(total));
-  }
-
-  // Scores of the rows from `first` to n, of the tile of keys from `begin` on, to weights; what is in `part` so far decays. In
-  // passes over the rows, since what a row needs next waits long for what it needed before.
-  void soften(Memory& s, int32_t first, int32_t n, int32_t begin) const {
-    for (int32_t row = first; row < n; ++row) s.top[row] = largest(s, row, visible(rows, row) - begin);
-    for (int32_t row = first; row < n; row += kWidth) {
-      Reg before;
-      for (int i = 0; i < kWidth; ++i) before[i] = s.split[row + i].top;
-      store_reg(s.decay + row, exp(before - load_reg(s.top + row)));
-    }
-    for (int32_t row = first; row < n; ++row) {
-      const float total = weigh(s, row, s.top[row]), decay = s.split[row].top == s.top[row] ? 1.0f : s.decay[row];
-      s.split[row] = {s.top[row], s.split[row].total * decay + total};
-      if (decay == 1.0f) continue;
-      const int64_t ld = Products::stride(a.head_width);
-      float* part = s.part + row * ld;
-      for (int64_t i = 0; i < ld; i += kLanes) store(part + i, load(part + i) * decay);
-    }
-  }
-
-  static void clear(attention::Partial& partial, float* sums, int64_t ld) {
-    partial = {-__builtin_inff(), 0.0f};
-    for (int64_t i = 0; i < ld; i += kLanes) store(sums + i, Vec{});
   }
 
   // The first row that sees a key from `begin` on. Skipping those before it is exact, and halves a long prefill's work.
@@ -243,102 +241,173 @@ struct Item {
     return begin > position ? (begin - position) * rows.group : 0;
   }
 
-  // One copy of this and of fold for both ways to run an item: inlined twice, they might round otherwise.
-  __attribute__((noinline, noipa)) void run_split(Memory& s, int32_t begin, int32_t end) const {
-    const int64_t d = a.head_width, ld = Products::stride(d);
-    const int32_t n = count(rows), first = first_row(begin);
-    for (int32_t row = first; row < n; ++row) clear(s.split[row], s.part + row * ld, ld);
-    for (; begin < end; begin += kKeys) {
-      gather(s, begin, rows.kv_len);
-      for (int32_t row = first_row(begin), last; row < n; row = last) {
-        last = n - row < Products::kBlockRows ? n : row + static_cast<int32_t>(Products::kBlockRows);
-        Products::score(s.operands, s.scores, row, last, d);
-        soften(s, row, last, begin);
-        Products::add_values(s.operands, s.scores, s.part, row, last, d);
+  // A block of rows and the keys of a split that they see.
+  struct Block {
+    int64_t first, rows, keys;
+    float* scores;
+  };
+
+  // Calls f(first, n) for blocks of rows that see keys of the split from `begin` to `end`, when `split` and `part` are theirs. Where
+  // products leave the processor time for other work, a block's scores are multiplied while the block before is softened.
+  template <class F>
+  void run_split(Memory& s, int32_t begin, int32_t end, F f) const {
+    const int64_t d = a.head_width, all = count(rows), from = first_row(begin);
+    gather(s, begin, end);
+    const auto seen = [&](int64_t row) {
+      const int32_t visible = attention::visible(rows, static_cast<int32_t>(row));
+      return (visible < end ? visible : end) - begin;
+    };
+    const auto block = [&](int64_t i) {
+      const int64_t first = from + i * Products::kBlockRows, left = all - first;
+      const int64_t n = left < Products::kBlockRows ? (left > 0 ? left : 0) : Products::kBlockRows;
+      const int64_t keys = n > 0 ? divide_up(seen(first + n - 1), kKeyStep) * kKeyStep : 0;
+      return Block{first, n, keys, s.scores[i & Products::kAhead]};
+    };
+    const auto measure = [&](const Block& b, int64_t row) {
+      if (row < b.rows) s.split.top[row] = largest(s, b.scores, row, seen(b.first + row), b.keys);
+    };
+    const auto soften = [&](const Block& b, int64_t row) {
+      if (row < b.rows) s.split.total[row] = weigh(s, b.scores, row, b.keys, s.split.top[row]);
+    };
+    const int64_t blocks = divide_up(all - from, Products::kBlockRows);
+    static_assert(Products::kAhead <= 1);
+    if constexpr (Products::kAhead) {
+      Block before{};
+      for (int64_t i = 0; i <= blocks; ++i) {
+        const Block now = block(i);
+        Products::score(s.operands, now.scores, now.first, now.rows, now.keys, d, [&](int64_t row) { soften(before, row); });
+        if (i == 0) {
+          for (int64_t row = 0; row < now.rows; ++row) measure(now, row);
+        } else {
+          float tops[Products::kBlockRows];  // of this block, while those of the one before are folded
+          Products::add_values(s.operands, before.scores, s.part, before.rows, before.keys, d, [&](int64_t row) {
+            if (row < now.rows) tops[row] = largest(s, now.scores, row, seen(now.first + row), now.keys);
+          });
+          f(before.first, before.rows);
+          for (int64_t row = 0; row < now.rows; ++row) s.split.top[row] = tops[row];
+        }
+        before = now;
+      }
+    } else {
+      for (int64_t i = 0; i < blocks; ++i) {
+        const Block now = block(i);
+        const auto nothing = [](int64_t) {};
+        // In passes over the rows, since what a row needs next waits long for what it needed before.
+        Products::score(s.operands, now.scores, now.first, now.rows, now.keys, d, nothing);
+        for (int64_t row = 0; row < now.rows; ++row) measure(now, row);
+        for (int64_t row = 0; row < now.rows; ++row) soften(now, row);
+        Products::add_values(s.operands, now.scores, s.part, now.rows, now.keys, d, nothing);
+        f(now.first, now.rows);
       }
     }
   }
 
-  // The split from `begin` on, as run_split leaves it, to the whole.
-  __attribute__((noinline, noipa)) void fold(Memory& s, int32_t begin, const attention::Partial* split, const float* parts) const {
+  // Adds a split of n rows from `first` on to those before it.
+  void fold(Memory& s, int64_t first, int64_t n, const float* top, const float* total, const float* part) const {
     const int64_t ld = Products::stride(a.head_width);
-    for (int32_t row = first_row(begin); row < count(rows); ++row) {
-      const auto shares = attention::fold(s.whole[row], split[row], [](float x) { return exp(splat_reg(x))[0]; });
-      float* whole = s.out + row * ld;
-      const float* part = parts + row * ld;
-      for (int64_t i = 0; i < ld; i += kLanes) store(whole + i, load(whole + i) * shares.whole + load(part + i) * shares.part);
+    for (int64_t row = 0; row < n; row += kWidth) {
+      float *whole_top = s.whole.top + first + row, *whole_total = s.whole.total + first + row;
+      const Reg before = load_reg(whole_top), now = load_reg(top + row), both = vmax(before, now);
+      const Reg share = exp2(before - both), added = exp2(now - both);
+      float tops[kWidth], totals[kWidth], shares[kWidth], adds[kWidth];
+      store_reg(tops, both), store_reg(shares, share), store_reg(adds, added);
+      store_reg(totals, load_reg(whole_total) * share + load_reg(total + row) * added);
+      const int64_t left = n - row < kWidth ? n - row : kWidth;
+      for (int64_t i = 0; i < left; ++i) {
+        whole_top[i] = tops[i], whole_total[i] = totals[i];
+        float* out = s.out + (first + row + i) * ld;
+        const float* values = part + (row + i) * ld;
+        for (int64_t c = 0; c < ld; c += kLanes) store(out + c, load(out + c) * shares[i] + load(values + c) * adds[i]);
+      }
     }
   }
 
   void lay_queries(Memory& s) const {
-    for (int32_t row = 0; row < count(rows); ++row) {
-      Products::lay_query(s.operands, row, static_cast<const T*>(a.q) + token_of(row) * a.q_stride + head_offset(row), a.head_width);
-    }
+    each_row([&](int32_t row, int64_t token, int64_t head) {
+      Products::lay_query(s.operands, row, static_cast<const T*>(a.q) + token * a.q_stride + head, a.head_width);
+    });
   }
 
   void run() const {
     Memory& s = scratch<Products>();
-    clear_whole(s);
+    clear(s);
     Products::begin();
     lay_queries(s);
     for (int32_t begin = 0, end; begin < rows.kv_len; begin = end) {
       end = attention::split_end(begin, rows.kv_len);
-      run_split(s, begin, end);
-      fold(s, begin, s.split, s.part);
+      run_split(s, begin, end, [&](int64_t first, int64_t n) { fold(s, first, n, s.split.top, s.split.total, s.part); });
     }
     Products::end();
     write(s);
   }
 
+  // Floats of a split of all rows: top, total and the sums of values. Whole registers of the first two are read.
+  int64_t part_size() const { return count(rows) * (Products::stride(a.head_width) + 2) + kWidth; }
+
   // One split alone, to `to`.
   void run_part(int64_t split, float* to) const {
-    const int32_t begin = static_cast<int32_t>(split) * attention::kSplitKeys;
+    const int32_t begin = static_cast<int32_t>(split) * kKeys;
     if (begin >= rows.kv_len) return;
     Memory& s = scratch<Products>();
-    const int64_t n = count(rows);
+    const int64_t all = count(rows), ld = Products::stride(a.head_width);
     Products::begin();
     lay_queries(s);
-    run_split(s, begin, attention::split_end(begin, rows.kv_len));
+    run_split(s, begin, attention::split_end(begin, rows.kv_len), [&](int64_t first, int64_t n) {
+      const auto copy = [](float* there, const float* from, int64_t size) { __builtin_memcpy(there, from, static_cast<size_t>(size) * sizeof *from); };
+      copy(to + first, s.split.top, n);
+      copy(to + all + first, s.split.total, n);
+      copy(to + 2 * all + kWidth + first * ld, s.part, n * ld);
+    });
     Products::end();
-    __builtin_memcpy(to, s.split, static_cast<size_t>(n) * sizeof *s.split);
-    __builtin_memcpy(to + 2 * n, s.part, static_cast<size_t>(n * Products::stride(a.head_width)) * sizeof *s.part);
   }
 
   // All splits, `apart` floats from one to the next.
   void gather_parts(const float* parts, int64_t apart) const {
     Memory& s = scratch<Products>();
-    clear_whole(s);
-    for (int32_t begin = 0; begin < rows.kv_len; begin += attention::kSplitKeys, parts += apart) {
-      fold(s, begin, reinterpret_cast<const attention::Partial*>(parts), parts + 2 * count(rows));
+    clear(s);
+    const int64_t all = count(rows), ld = Products::stride(a.head_width);
+    for (int32_t begin = 0; begin < rows.kv_len; begin += kKeys, parts += apart) {
+      const int64_t first = first_row(begin);
+      fold(s, first, all - first, parts + first, parts + all + first, parts + 2 * all + kWidth + first * ld);
     }
     write(s);
   }
 
-  void clear_whole(Memory& s) const {
-    const int64_t ld = Products::stride(a.head_width);
-    for (int32_t row = 0; row < count(rows); ++row) clear(s.whole[row], s.out + row * ld, ld);
+  void clear(Memory& s) const {
+    const int64_t ld = Products::stride(a.head_width), all = count(rows);
+    for (int64_t row = 0; row < all; ++row) s.whole.top[row] = -__builtin_inff(), s.whole.total[row] = 0.0f;
+    for (int64_t i = 0; i < all * ld; i += kLanes) store(s.out + i, Vec{});
   }
 
   void write(const Memory& s) const {
     const int64_t d = a.head_width, ld = Products::stride(d);
-    for (int32_t row = 0; row < count(rows); ++row) {
-      T* out = static_cast<T*>(a.out) + token_of(row) * a.heads * d + head_offset(row);
-      const float inverse = 1.0f / s.whole[row].total;
-      for (int64_t i = 0; i < d; ++i) store1(out + i, s.out[row * ld + i] * inverse);
-    }
+    each_row([&](int32_t row, int64_t token, int64_t head) {
+      T* out = static_cast<T*>(a.out) + token * a.heads * d + head;
+      const float inverse = 1.0f / s.whole.total[row], *sums = s.out + row * ld;
+      int64_t i = 0;
+      for (; i + kLanes <= d; i += kLanes) store(out + i, load(sums + i) * inverse);
+      if (i < d) store_some(out + i, load(sums + i) * inverse, d - i);
+    });
   }
 };
 
-inline int64_t tiles(const AttentionArgs& a, int64_t s) {
-  return attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, kTokenTile);
+// Tokens of a tile: all tiles of the longest sequence about as large.
+inline int32_t even_tile(const AttentionArgs& a) {
+  int32_t longest = 1;
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    const int32_t length = a.q_indptr[s + 1] - a.q_indptr[s];
+    longest = longest > length ? longest : length;
+  }
+  return static_cast<int32_t>(divide_up(longest, divide_up(longest, kTokenTile)));
 }
 
 template <class Products>
-Item<Products> item_of(const AttentionArgs& a, int64_t item) {
+Item<Products> item_of(const AttentionArgs& a, int32_t tile_tokens, int64_t item) {
   int64_t s = 0, tile = item / a.kv_heads;
-  while (tile >= tiles(a, s)) tile -= tiles(a, s++);
-  const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * kTokenTile;
-  const int32_t left = a.q_indptr[s + 1] - first, tokens = left < kTokenTile ? left : kTokenTile;
+  const auto tiles = [&] { return attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, tile_tokens); };
+  for (; tile >= tiles(); ++s) tile -= tiles();
+  const int32_t first = a.q_indptr[s] + static_cast<int32_t>(tile) * tile_tokens;
+  const int32_t left = a.q_indptr[s + 1] - first, tokens = left < tile_tokens ? left : tile_tokens;
   return {a, s, item % a.kv_heads, {first, tokens, a.kv_lens[s] - left + tokens, static_cast<int32_t>(a.heads / a.kv_heads)}};
 }
 
@@ -347,32 +416,31 @@ constexpr int64_t kMostParts = 8 << 20;  // floats
 
 // Every split a task of its own, and then all of an item: for few items, which would leave threads without work. The same bits.
 template <class Products>
-void run_parts(const AttentionArgs& a, int64_t items, int64_t splits, int64_t apart) {
+void run_parts(const AttentionArgs& a, int32_t tile_tokens, int64_t items, int64_t splits, int64_t apart) {
   float* parts = static_cast<float*>(thread_memory(items * splits * apart * static_cast<int64_t>(sizeof(float))));
   parallel(items * splits, [&](int64_t i) {
     const int64_t item = i / splits, split = i % splits;
-    item_of<Products>(a, item).run_part(split, parts + i * apart);
+    item_of<Products>(a, tile_tokens, item).run_part(split, parts + i * apart);
   });
-  parallel(items, [&](int64_t item) { item_of<Products>(a, item).gather_parts(parts + item * splits * apart, apart); });
+  parallel(items, [&](int64_t item) { item_of<Products>(a, tile_tokens, item).gather_parts(parts + item * splits * apart, apart); });
 }
 
 template <class Products>
 void run(const AttentionArgs& a) {
-  int64_t items = 0, tokens = 0, keys = 0;
+  const int32_t tile = even_tile(a), group = static_cast<int32_t>(a.heads / a.kv_heads);
+  int64_t items = 0, keys = 0;
   for (int64_t s = 0; s < a.sequences; ++s) {
-    const int64_t count = tiles(a, s), length = a.q_indptr[s + 1] - a.q_indptr[s];
-    items += count * a.kv_heads;
-    tokens = tokens > length ? tokens : length;
-    if (count > 0 && keys < a.kv_lens[s]) keys = a.kv_lens[s];
+    const int64_t tiles = attention::tiles(a.q_indptr[s + 1] - a.q_indptr[s], 1, tile);
+    items += tiles * a.kv_heads;
+    if (tiles > 0 && keys < a.kv_lens[s]) keys = a.kv_lens[s];
   }
-  tokens = tokens < kTokenTile ? tokens : kTokenTile;
-  const int64_t splits = attention::splits(keys), apart = tokens * (a.heads / a.kv_heads) * (Products::stride(a.head_width) + 2);
-  const int64_t threads = call_threads();
+  const Item<Products> whole{a, 0, 0, {0, tile, tile, group}};
+  const int64_t splits = attention::splits(keys), apart = whole.part_size(), threads = call_threads();
   if (splits > 1 && threads > 1 && items < kItemsOfThread * threads && items * splits * apart <= kMostParts) {
-    return run_parts<Products>(a, items, splits, apart);
+    return run_parts<Products>(a, tile, items, splits, apart);
   }
   // The last tiles of a sequence see the most keys: handing work out from the end keeps the threads even.
-  parallel(items, [&](int64_t i) { item_of<Products>(a, items - 1 - i).run(); });
+  parallel(items, [&](int64_t i) { item_of<Products>(a, tile, items - 1 - i).run(); });
 }
 
 }  // namespace

@@ -22,6 +22,41 @@ inline void store_lanes(T* p, Vec x, int64_t n) {
   n == kLanes ? store(p, x) : store_some(p, x, n);
 }
 
+// The largest |x| of a row, lane by lane: of bfloat16 by its bits, which are in the order of what they stand for.
+template <class T>
+struct Largest {
+  Lanes best;
+
+  void add(const T* x) {
+    best.combine(load(x), [](Reg most, Reg y) { return vmax(most, vmax(y, -y)); });
+  }
+  void add_some(const T* x, int64_t n) {
+    best.combine(load_some(x, n), [](Reg most, Reg y) { return vmax(most, vmax(y, -y)); });
+  }
+  float all() const { return max(best.all()); }
+};
+template <>
+struct Largest<bf16> {
+  HVec best = {};
+
+  void add(const bf16* x) { best = vmax(best, *reinterpret_cast<const HVec*>(x) & kSize); }
+  void add_some(const bf16* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) best[i] = best[i] > (x[i].bits & kSize) ? best[i] : x[i].bits & kSize;
+  }
+  float all() const { return max(load(reinterpret_cast<const bf16*>(&best))); }
+
+ private:
+  static constexpr uint16_t kSize = 0x7FFF;
+};
+
+// A row, of which `largest` is known, in 8 bits.
+template <class T, class Out>
+inline void quantize_row(Out* out, float* scale, const T* x, int64_t width, float largest) {
+  const float factor = quantize_factor<Out>(largest);
+  *scale = quantize_scale<Out>(largest);
+  for_lanes(width, [=](int64_t i, int64_t n) { store_lanes(out + i, load_lanes(x + i, n) * factor, n); });
+}
+
 constexpr int64_t kHeld = 4096;  // of a row that is computed once; a wider one is computed for its largest, and again
 
 // y(i, n): the row's result, with 0 in the lanes past n; T: the type it is rounded to before it becomes Out.
@@ -30,24 +65,23 @@ inline void write_row(Out* out, float* scale, int64_t width, F y) {
   if constexpr (sizeof(Out) == sizeof(T)) {
     for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, y(i, n), n); });
   } else {
-    T held[kHeld];
-    const bool holds = width <= kHeld;
-    const auto rounded = [&](int64_t i, int64_t n) {
-      T* place = held + (holds ? i : 0);
-      store(place, y(i, n));
-      return load(place);
-    };
-    Lanes best;
-    for_lanes(width, [&](int64_t i, int64_t n) {
-      best.combine(rounded(i, n), [](Reg most, Reg x) { return vmax(most, vmax(x, -x)); });
-    });
-    const float largest = max(best.all()), factor = quantize_factor<Out>(largest);
-    *scale = quantize_scale<Out>(largest);
-    if (holds) {
-      for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, load(held + i) * factor, n); });
-    } else {
-      for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, rounded(i, n) * factor, n); });
+    alignas(64) T held[kHeld];
+    Largest<T> largest;
+    if (width <= kHeld) {
+      for_lanes(width, [&](int64_t i, int64_t n) {
+        store(held + i, y(i, n));
+        largest.add(held + i);
+      });
+      return quantize_row(out, scale, held, width, largest.all());
     }
+    const auto again = [&](int64_t i, int64_t n) {
+      store(held, y(i, n));
+      return held;
+    };
+    for_lanes(width, [&](int64_t i, int64_t n) { largest.add(again(i, n)); });
+    const float factor = quantize_factor<Out>(largest.all());
+    *scale = quantize_scale<Out>(largest.all());
+    for_lanes(width, [&](int64_t i, int64_t n) { store_lanes(out + i, load(again(i, n)) * factor, n); });
   }
 }
 

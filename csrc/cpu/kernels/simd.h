@@ -67,10 +67,16 @@ inline Reg vmax(Reg a, Reg b) { return a > b ? a : b; }
 inline Reg vmin(Reg a, Reg b) { return a < b ? a : b; }
 #endif
 
-// a b + c, rounded once where the instruction set has that: left to itself, GCC fuses some blocks of a kernel and, where it takes a
-// chain of such sums to be slow, others not, and a row's bits would depend on its neighbours.
+#if defined(QDENGINE_ISA_avx2) || (defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED))
+inline HVec vmax(HVec a, HVec b) { return reinterpret_cast<HVec>(_mm256_max_epu16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b))); }
+#else
+inline HVec vmax(HVec a, HVec b) { return a > b ? a : b; }
+#endif
+
+// a b + c, rounded once where the instruction set has that. Only this fuses (CMakeLists.txt): left to itself, GCC fuses some blocks
+// of a kernel and, where it takes a chain of such sums to be slow, others not, and a row's bits would depend on its neighbours.
 inline Reg fused(Reg a, Reg b, Reg c) {
-#if defined(QDENGINE_EMULATED)
+#if defined(QDENGINE_EMULATED) || (defined(QDENGINE_ISA_generic) && defined(__FP_FAST_FMAF))
   Reg y;
   for (int i = 0; i < kWidth; ++i) y[i] = __builtin_fmaf(a[i], b[i], c[i]);
   return y;
@@ -83,12 +89,31 @@ inline Reg fused(Reg a, Reg b, Reg c) {
 #endif
 }
 
+// Numbers of other widths. GCC takes what crosses the halves of a register apart, and puts it together by way of memory.
+typedef int8_t BVec __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t UBVec __attribute__((vector_size(16), aligned(1), may_alias));
+typedef int16_t SVec __attribute__((vector_size(32), aligned(2), may_alias));
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+inline UReg widened(HReg x) { return reinterpret_cast<UReg>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x))); }
+inline HReg narrowed(UReg x) { return reinterpret_cast<HReg>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x))); }
+inline IVec widened(BVec x) { return reinterpret_cast<IVec>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(x))); }
+inline UVec widened(UBVec x) { return reinterpret_cast<UVec>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(x))); }
+inline BVec bytes_of(IVec x) { return reinterpret_cast<BVec>(_mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(x))); }
+#else
+inline UReg widened(HReg x) { return __builtin_convertvector(x, UReg); }
+inline HReg narrowed(UReg x) { return __builtin_convertvector(x, HReg); }
+// By way of 16 bits: GCC takes a step of four times the width apart into single elements.
+inline IVec widened(BVec x) { return __builtin_convertvector(__builtin_convertvector(x, SVec), IVec); }
+inline UVec widened(UBVec x) { return __builtin_convertvector(__builtin_convertvector(x, HVec), UVec); }
+inline BVec bytes_of(IVec x) { return __builtin_convertvector(__builtin_convertvector(x, SVec), BVec); }
+#endif
+
 inline Reg splat_reg(float x) { return x - Reg{}; }  // + would be an addition: minus zero becomes zero
 inline Vec splat(float x) { return x - Vec{}; }
 
 inline Reg load_reg(const float* p) { return *reinterpret_cast<const Reg*>(p); }
 inline Reg load_reg(const bf16* p) {
-  return reinterpret_cast<Reg>(__builtin_convertvector(*reinterpret_cast<const HReg*>(p), UReg) << 16);
+  return reinterpret_cast<Reg>(widened(*reinterpret_cast<const HReg*>(p)) << 16);
 }
 inline void store_reg(float* p, Reg x) { *reinterpret_cast<Reg*>(p) = x; }
 // To nearest, ties to even; NaN stays NaN. The instruction makes 0 of subnormal numbers.
@@ -99,7 +124,7 @@ inline void store_reg(bf16* p, Reg x) {
   const UReg bits = reinterpret_cast<UReg>(x);
   const UReg rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   const UReg quiet = (bits >> 16) | 0x40u;
-  *reinterpret_cast<HReg*>(p) = __builtin_convertvector(x == x ? rounded : quiet, HReg);
+  *reinterpret_cast<HReg*>(p) = narrowed(x == x ? rounded : quiet);
 #endif
 }
 
@@ -114,6 +139,15 @@ inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
 inline void store(bf16* p, Vec x) {
 #pragma GCC unroll 4
   for (int j = 0; j < kRegs; ++j) store_reg(p + j * kWidth, reinterpret_cast<const Reg*>(&x)[j]);
+}
+
+// As T has it.
+template <class T>
+inline Vec rounded(Vec x) {
+  if constexpr (sizeof(T) == sizeof(float)) return x;
+  T held[kLanes];
+  store(held, x);
+  return load(held);
 }
 
 inline Vec load(const int32_t* p) {
@@ -134,12 +168,7 @@ inline void store1(bf16* p, float x) {
   p->bits = static_cast<uint16_t>(x == x ? (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16 : (bits >> 16) | 0x40u);
 }
 
-// Numbers of 8 bits, without their scale: as the scalar functions of eight_bit.h. By way of 16 bits: GCC takes a step of four times
-// the width apart into single elements.
-typedef int8_t BVec __attribute__((vector_size(16), aligned(1), may_alias));
-typedef uint8_t UBVec __attribute__((vector_size(16), aligned(1), may_alias));
-typedef int16_t SVec __attribute__((vector_size(32), aligned(2), may_alias));
-
+// Numbers of 8 bits, without their scale: as the scalar functions of eight_bit.h.
 inline Vec load(const Int8* p) {
 #if defined(QDENGINE_ISA_avx2)
   Vec x;
@@ -149,15 +178,18 @@ inline Vec load(const Int8* p) {
   }
   return x;
 #else
-  const SVec half = __builtin_convertvector(*reinterpret_cast<const BVec*>(p), SVec);
-  return __builtin_convertvector(__builtin_convertvector(half, IVec), Vec);
+  return __builtin_convertvector(widened(*reinterpret_cast<const BVec*>(p)), Vec);
 #endif
 }
 inline Vec load(const Float8* p) {
-  const UVec bits = __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const UBVec*>(p), HVec), UVec);
+  const UVec bits = widened(*reinterpret_cast<const UBVec*>(p));
   return reinterpret_cast<Vec>((bits & 0x7Fu) << 20 | (bits & 0x80u) << 24) * 0x1p120f;
 }
 inline void store(Int8* p, Vec x) {
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+  const __m512i numbers = _mm512_cvtps_epi32(reinterpret_cast<__m512>(vmax(vmin(x, splat(127.0f)), splat(-127.0f))));
+  *reinterpret_cast<BVec*>(p) = reinterpret_cast<BVec>(_mm512_cvtsepi32_epi8(numbers));
+#else
   constexpr int32_t kMagic = 0x4B400000;  // of 1.5 * 2^23: what is added to it is rounded to nearest, ties to even
   IVec numbers;
 #pragma GCC unroll 4
@@ -170,7 +202,8 @@ inline void store(Int8* p, Vec x) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(halves[0], halves[1]), 0xD8);
   *reinterpret_cast<__m128i_u*>(p) = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 #else
-  *reinterpret_cast<BVec*>(p) = __builtin_convertvector(__builtin_convertvector(numbers, SVec), BVec);
+  *reinterpret_cast<BVec*>(p) = bytes_of(numbers);
+#endif
 #endif
 }
 inline void store(Float8* p, Vec x) {
@@ -179,8 +212,7 @@ inline void store(Float8* p, Vec x) {
   const UVec exponent = size >> 23, least = UVec{} + 121u;
   const Vec magic = reinterpret_cast<Vec>(((exponent > least ? exponent : least) + 20u) << 23 | 0x400000u);
   const Vec value = ((reinterpret_cast<Vec>(size) + magic) - magic) * 0x1p-120f;
-  const HVec half = __builtin_convertvector(reinterpret_cast<UVec>(value) >> 20 | (bits >> 24 & 0x80u), HVec);
-  *reinterpret_cast<UBVec*>(p) = __builtin_convertvector(half, UBVec);
+  *reinterpret_cast<BVec*>(p) = bytes_of(reinterpret_cast<IVec>(reinterpret_cast<UVec>(value) >> 20 | (bits >> 24 & 0x80u)));
 }
 inline float load1(const Int8* p) { return dequantize(*p); }
 inline float load1(const Float8* p) { return dequantize(*p); }
@@ -254,42 +286,57 @@ struct Lanes {
   }
 };
 
-// exp(x - n ln2), which is in [-ln2/2, ln2/2], by the polynomial of Cephes' expf: relative error below 2e-7.
-inline Reg exp_part(Reg x, Reg n) {
-  const Reg r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Reg p = splat_reg(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  return p * r * r + r + 1.0f;
+// 2^x, by the polynomial of Cephes' exp2f for what is left of x, in [-1/2, 1/2]: relative error below 2e-7. Of x up to 127; below
+// kLeastPower 0, so that no weight is subnormal, which products are slow with; NaN stays NaN.
+constexpr float kLeastPower = -126.0f, kLog2e = 1.44269504f;
+inline Reg exp2(Reg x) {
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Reg r = x - reinterpret_cast<Reg>(n);
+#else
+  const Reg clamped = vmax(splat_reg(kLeastPower), x), shifted = clamped + 12582912.0f;  // 1.5 * 2^23
+  const Reg r = clamped - (shifted - 12582912.0f);
+#endif
+  const auto constant = [](float c) { return splat_reg(c); };
+  Reg p = constant(1.535336188e-4f);
+  p = fused(p, r, constant(1.339887440e-3f));
+  p = fused(p, r, constant(9.618437357e-3f));
+  p = fused(p, r, constant(5.550332471e-2f));
+  p = fused(p, r, constant(2.402264791e-1f));
+  p = fused(p, r, constant(6.931472028e-1f));
+  p = fused(p, r, constant(1.0f));
+#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
+  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastPower), _CMP_NLT_UQ);
+  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(p), n));
+#else
+  const Reg y = p * reinterpret_cast<Reg>((reinterpret_cast<IReg>(shifted) + (127 - 0x4B400000)) << 23);  // 1.5 * 2^23 is 0x4B400000
+  return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(kLeastPower)));
+#endif
 }
 
-// exp by 2^n exp_part(x, n). Below kLeastExponent 0, so that no weight is subnormal, which products are slow with; NaN stays NaN.
-constexpr float kLeastExponent = -87.33654f;
+// 2^x for a weight that is rounded to bfloat16: relative error below 5e-5; else as exp2.
+inline Reg rough_exp2(Reg x) {
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
-inline Reg exp(Reg x) {
-  const Reg clamped = vmax(splat_reg(-200.0f), vmin(splat_reg(128.0f), x));  // minus infinity times 0 would be no number
-  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastExponent), _CMP_NLT_UQ);
-  const Reg part = exp_part(clamped, reinterpret_cast<Reg>(n));
-  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(part), n));
-}
+  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Reg r = x - reinterpret_cast<Reg>(n);
+  const auto constant = [](float c) { return splat_reg(c); };
+  Reg p = constant(9.618129e-3f);
+  p = fused(p, r, constant(5.550411e-2f));
+  p = fused(p, r, constant(2.402265e-1f));
+  p = fused(p, r, constant(6.931472e-1f));
+  p = fused(p, r, constant(1.0f));
+  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastPower), _CMP_NLT_UQ);
+  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(p), n));
 #else
-inline Reg exp(Reg x) {
-  const Reg clamped = vmax(splat_reg(kLeastExponent), vmin(splat_reg(88.0f), x));
-  const Reg shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part lands in the low bits
-  const IReg scale = (reinterpret_cast<IReg>(shifted) + (127 - 0x4B400000)) << 23;  // 1.5 * 2^23 is 0x4B400000
-  const Reg y = exp_part(clamped, shifted - 12582912.0f) * reinterpret_cast<Reg>(scale);
-  return reinterpret_cast<Reg>(reinterpret_cast<IReg>(y) & ~(x < splat_reg(kLeastExponent)));
-}
+  return exp2(x);
 #endif
+}
+
 #if !defined(QDENGINE_ISA_avx512)
-inline Vec exp(Vec x) {
+inline Vec exp2(Vec x) {
   Vec y;
 #pragma GCC unroll 4
-  for (int j = 0; j < kRegs; ++j) reinterpret_cast<Reg*>(&y)[j] = exp(reinterpret_cast<const Reg*>(&x)[j]);
+  for (int j = 0; j < kRegs; ++j) reinterpret_cast<Reg*>(&y)[j] = exp2(reinterpret_cast<const Reg*>(&x)[j]);
   return y;
 }
 #endif

@@ -26,6 +26,6 @@ int64_t pack_linear(const PackLinearArgs&);
 extern const Kernels table;
 const Kernels table = {QDENGINE_STRING(QDENGINE_ISA), norm, silu_mul, gelu, quantize, dequantize, rope_append,
                        paged_attention, greedy_argmax, allowed_argmax, ngram_propose, verify_draft, pack_step, commit_step, admit_rows,
-                       linear, pack_linear, kLargestPair};
+                       linear, pack_linear, kLargestPair, kGates};
 
 }  // namespace qdengine::QDENGINE_ISA

@@ -1,4 +1,5 @@
-// What the paged_attention of host and device share: which rows and keys a tile covers, and how splits of the keys add up.
+// What the paged_attention of host and device share: which rows and keys a tile covers, and what a split of the keys is; and how a
+// device adds splits up.
 //
 // The rows of a sequence are (new token, query head of one kv head) pairs laid end to end: row r is token r / group and head
 // r % group, so that the heads which share keys share their load.

@@ -39,9 +39,11 @@ struct DequantizeArgs {
   DType dtype;
 };
 
-// linear: of a CPU alone.
+// linear: of a CPU alone. Weights lie in panels of so many columns.
+constexpr int64_t kPanelColumns = 16;
+
 struct LinearArgs {
-  void* out;             // [T, columns]
+  void* out;             // [T, columns], or half of them where gated
   const void* x;         // [T, width]
   const float* scales;   // [T], of an x of int8; else null
   const void* weight;    // as pack_linear laid it
@@ -49,6 +51,7 @@ struct LinearArgs {
   int64_t rows, columns, width;
   int64_t out_stride, x_stride, weight_bytes;
   DType dtype, number;   // of out and bias; of x and weight
+  bool gated;            // silu of the first half of the columns times the second; halves are whole panels
 };
 
 struct PackLinearArgs {
@@ -165,6 +168,7 @@ struct Kernels {
   bool (*linear)(const LinearArgs&) = nullptr;  // of a CPU alone; false: the weight is not as this instruction set packs it
   int64_t (*pack_linear)(const PackLinearArgs&) = nullptr;  // the bytes of a packed weight
   int32_t largest_pair = 0;  // sum of two int8 weights that linear takes, to which pack_linear scales a column; 0: any
+  bool gates = false;        // whether linear takes gated
 };
 
 // The kernels for the device of `t`. Throws std::runtime_error, naming the remedy, where there are none.

@@ -45,7 +45,10 @@ void admit_rows(const Tensor& tokens, const Tensor& ranks, const Tensor& bounds,
 // Of a CPU alone, for python/qdengine/model: linear layers over weights that are packed for its instruction set, and rows of a table.
 int64_t packed_bytes(const Tensor& weight);
 void pack_linear(const Tensor& packed, const Tensor& weight, const OptionalTensor& weight_scales);
-void linear(const Tensor& out, const Tensor& x, const OptionalTensor& scales, const Tensor& packed, const OptionalTensor& bias);
+// gated: silu of the first half of the columns times the second, as silu_mul has it; for halves that this instruction set `gates`.
+void linear(const Tensor& out, const Tensor& x, const OptionalTensor& scales, const Tensor& packed, const OptionalTensor& bias,
+            bool gated);
+bool gates(int64_t ffn_width);
 void take_rows(const Tensor& out, const Tensor& table, const Tensor& ids);
 
 }  // namespace qdengine::ops

@@ -46,7 +46,7 @@ class PackedLinear:
 
     def __call__(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         out = torch.empty(len(x), self._columns, dtype=self._dtype)
-        self._linear(out, x, scales, self.packed, self.bias)
+        self._linear(out, x, scales, self.packed, self.bias, False)
         return out
 
 
