@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,17 @@ SPLIT_TOKENS, _WORKSPACE_BYTES = 256, 32 << 20
 def shortage(device: torch.device) -> type[RuntimeError]:
     """What torch raises when `device` is out of memory: for a CPU it has no class of its own."""
     return torch.OutOfMemoryError if device.type == "cuda" else RuntimeError
+
+
+def _large_pages(tensor: Tensor) -> Tensor:
+    """The tensor, in large pages where the system has them (Linux): in small ones the first tokens of every block would
+    wait for thousands of page faults, which took a fifth of a cold request's time on a CPU."""
+    if tensor.device.type == "cpu" and hasattr(mmap, "MADV_HUGEPAGE"):
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = tensor.data_ptr() + tensor.nbytes - begin
+        if size > 0:  # a hint: what it returns does not matter
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+    return tensor
 
 
 class KVCache:
@@ -52,10 +66,12 @@ class KVCache:
         self.key_scales: list[Tensor] | list[None] = [None] * config.layers
         self.value_scales: list[Tensor] | list[None] = [None] * config.layers
         self.workspace: Tensor | None = None
-        # Not cleared: pages that no sequence has touched cost no memory on a CPU.
+        # Not cleared: pages that no sequence has touched cost no memory on a CPU (of 2 MiB, for each layer).
         try:
-            self.keys = list(torch.empty(*shape, config.head_width, dtype=self.dtype, device=device))
-            self.values = list(torch.empty(*shape, config.head_width, dtype=self.dtype, device=device))
+            self.keys, self.values = (
+                list(_large_pages(torch.empty(*shape, config.head_width, dtype=self.dtype, device=device)))
+                for _ in range(2)
+            )
             if kv_dtype in EIGHT_BITS:
                 self.key_scales = list(torch.empty(shape, device=device))
                 self.value_scales = list(torch.empty(shape, device=device))
