@@ -12,7 +12,7 @@ from qdengine.request import Request
 from qdengine.summarize_file import valid_rows
 
 Rows = list[dict[str, Any]]
-WARM_UP = 4  # rows of an engine's first call, which are not measured
+WARM_UP = 24  # rows of an engine's first call, which are not measured: memory that is new to a machine is slow
 
 
 class TooLong(ValueError):

@@ -132,8 +132,8 @@ def test_wrong_use_is_said(tmp_path):
 
 
 def test_workload(tmp_path):
-    work = Workload(tiny_bundle(tmp_path), write_rows(tmp_path / "rows.jsonl", rows(12)), 4, 2, 8)
-    assert len(work.rows) == 4 and len(work.latency_rows) == 2 and len(work.warm_up) == 4
+    work = Workload(tiny_bundle(tmp_path), write_rows(tmp_path / "rows.jsonl", rows(10)), 4, 2, 8)
+    assert len(work.rows) == 4 and len(work.latency_rows) == 2 and len(work.warm_up) == 10  # all there are
     own, other = work.requests(work.rows), work.requests(work.rows, "known", other=True)
     assert own[1]["query"] == other[0]["query"] and own[0]["document"] == other[0]["document"]
     assert own[0]["ids"] != other[0]["ids"] and other[0]["namespace"] == "known"
