@@ -286,10 +286,11 @@ struct Lanes {
   }
 };
 
-// 2^x, by the polynomial of Cephes' exp2f for what is left of x, in [-1/2, 1/2]: relative error below 2e-7. Of x up to 127; below
-// kLeastPower 0, so that no weight is subnormal, which products are slow with; NaN stays NaN.
+// 2^x, of x up to 127, by a polynomial for what is left of x, in [-1/2, 1/2]: its coefficients from the highest power down to the
+// first. Below kLeastPower 0, so that no weight is subnormal, which products are slow with; NaN stays NaN.
 constexpr float kLeastPower = -126.0f, kLog2e = 1.44269504f;
-inline Reg exp2(Reg x) {
+template <int N>
+inline Reg exp2_by(const float (&coefficients)[N], Reg x) {
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
   const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Reg r = x - reinterpret_cast<Reg>(n);
@@ -297,14 +298,10 @@ inline Reg exp2(Reg x) {
   const Reg clamped = vmax(splat_reg(kLeastPower), x), shifted = clamped + 12582912.0f;  // 1.5 * 2^23
   const Reg r = clamped - (shifted - 12582912.0f);
 #endif
-  const auto constant = [](float c) { return splat_reg(c); };
-  Reg p = constant(1.535336188e-4f);
-  p = fused(p, r, constant(1.339887440e-3f));
-  p = fused(p, r, constant(9.618437357e-3f));
-  p = fused(p, r, constant(5.550332471e-2f));
-  p = fused(p, r, constant(2.402264791e-1f));
-  p = fused(p, r, constant(6.931472028e-1f));
-  p = fused(p, r, constant(1.0f));
+  Reg p = splat_reg(coefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < N; ++i) p = fused(p, r, splat_reg(coefficients[i]));
+  p = fused(p, r, splat_reg(1.0f));
 #if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
   const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastPower), _CMP_NLT_UQ);
   return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(p), n));
@@ -314,22 +311,15 @@ inline Reg exp2(Reg x) {
 #endif
 }
 
-// 2^x for a weight that is rounded to bfloat16: relative error below 5e-5; else as exp2.
+// Cephes' exp2f: relative error below 2e-7.
+inline Reg exp2(Reg x) {
+  constexpr float kCephes[] = {1.535336188e-4f, 1.339887440e-3f, 9.618437357e-3f, 5.550332471e-2f, 2.402264791e-1f, 6.931472028e-1f};
+  return exp2_by(kCephes, x);
+}
+// For a weight that is rounded to bfloat16: relative error below 5e-5.
 inline Reg rough_exp2(Reg x) {
-#if defined(QDENGINE_ISA_avx512) && !defined(QDENGINE_EMULATED)
-  const __m512 n = _mm512_roundscale_ps(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Reg r = x - reinterpret_cast<Reg>(n);
-  const auto constant = [](float c) { return splat_reg(c); };
-  Reg p = constant(9.618129e-3f);
-  p = fused(p, r, constant(5.550411e-2f));
-  p = fused(p, r, constant(2.402265e-1f));
-  p = fused(p, r, constant(6.931472e-1f));
-  p = fused(p, r, constant(1.0f));
-  const __mmask16 kept = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(kLeastPower), _CMP_NLT_UQ);
-  return reinterpret_cast<Reg>(_mm512_maskz_scalef_ps(kept, reinterpret_cast<__m512>(p), n));
-#else
-  return exp2(x);
-#endif
+  constexpr float kSeries[] = {9.618129e-3f, 5.550411e-2f, 2.402265e-1f, 6.931472e-1f};
+  return exp2_by(kSeries, x);
 }
 
 #if !defined(QDENGINE_ISA_avx512)
